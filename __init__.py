@@ -1,3 +1,7 @@
 """mixzoo: token mixers, the backbones they make, and everything needed to ship them."""
 
+from .blocks.deploy import deploy
+from .zoo.registry import create_model, list_models
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "create_model", "deploy", "list_models"]

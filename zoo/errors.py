@@ -40,6 +40,10 @@ class CheckpointError(MixzooError, RuntimeError):
     """A checkpoint that cannot be found, read, or fitted to the model."""
 
 
+class DeployFormError(CheckpointError):
+    """A checkpoint of a model's deploy form, offered to the model in its training form."""
+
+
 def near_names(name: str, known: Iterable[str], count: int = 4) -> list[str]:
     """Names in ``known`` that resemble ``name``, nearest first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -1,0 +1,65 @@
+"""Token mixers: modules that map (B, C, H, W) to (B, C, H, W) for any H and W, by name.
+
+A mixer factory is called with the channels and the grid (h, w) that the map has at the model's ``img_size``. Only mixers
+with learned position tables look at the grid, and they resize the tables for any other map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..geometry import Size
+from .attention import Attention
+from .cascaded_group import CascadedGroupAttention
+from .conv import DepthwiseMixer, SeparableConvMixer
+from .forward_cross import ForwardCrossAttention
+from .identity import IdentityMixer
+from .large_kernel import LargeKernelAttention
+from .pool import PoolMixer
+from .random import RandomMixer, SpatialLinearMixer
+from .single_head import SingleHeadAttention
+
+MixerFactory = Callable[..., nn.Module]  # (dim, grid) -> module; a crossing mixer also takes num_sources
+
+MIXERS: dict[str, type[nn.Module]] = {
+    "attention": Attention,
+    "cascaded_group": CascadedGroupAttention,
+    "depthwise": DepthwiseMixer,
+    "forward_cross": ForwardCrossAttention,
+    "identity": IdentityMixer,
+    "large_kernel": LargeKernelAttention,
+    "pool": PoolMixer,
+    "random": RandomMixer,
+    "sepconv": SeparableConvMixer,
+    "single_head": SingleHeadAttention,
+    "spatial_linear": SpatialLinearMixer,
+}
+
+
+class Mixer:
+    """A mixer by name with fixed options: ``Mixer("attention", head_dim=64)(dim, grid)``.
+
+    Specs hold these, so that a table of variants stays plain data.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self.name = name
+        self.options = options
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the stage must hand tokens from block to block (see `CrossStage`)."""
+        return bool(getattr(MIXERS[self.name], "crosses", False))
+
+    def __call__(self, dim: int, grid: Size, **extra: Any) -> nn.Module:
+        return MIXERS[self.name](dim, grid, **self.options, **extra)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"Mixer({self.name!r}{options})"
+
+
+__all__ = ["MIXERS", "Mixer", "MixerFactory", *sorted(cls.__name__ for cls in MIXERS.values())]

@@ -1,0 +1,48 @@
+"""Channel mixers: (B, C, H, W) -> (B, C, H, W), every position by itself or with its nearest neighbours.
+
+The plain MLP is timm's `ConvMlp`; here are factories that fix its options, and the variants that timm does not have.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+from timm.layers import ConvMlp
+from torch import nn
+
+from ..conv import conv_norm
+
+ChannelFactory = Callable[[int], nn.Module]
+
+
+def mlp(ratio: float = 4.0, act: Callable[[], nn.Module] = nn.GELU, bias: bool = True) -> ChannelFactory:
+    """Factory of 1x1 conv, activation, 1x1 conv."""
+    return partial(_conv_mlp, ratio=ratio, act=act, bias=bias)
+
+
+def norm_mlp(ratio: float = 2.0, act: Callable[[], nn.Module] = nn.ReLU) -> ChannelFactory:
+    """Factory of 1x1 conv-BN, activation, 1x1 conv-BN whose last norm starts at zero (LeViT, arXiv:2104.01136)."""
+    return partial(_norm_mlp, ratio=ratio, act=act)
+
+
+def depthwise_mlp(ratio: float = 4.0, act: Callable[[], nn.Module] = nn.GELU) -> ChannelFactory:
+    """Factory of 1x1 conv, depthwise 3x3, activation, 1x1 conv, all with bias (PVTv2, arXiv:2106.13797)."""
+    return partial(_depthwise_mlp, ratio=ratio, act=act)
+
+
+def _conv_mlp(dim: int, ratio: float, act: Callable[[], nn.Module], bias: bool) -> nn.Module:
+    return ConvMlp(dim, int(ratio * dim), act_layer=act, bias=bias)  # type: ignore[arg-type]
+
+
+def _norm_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
+    hidden = int(ratio * dim)
+    return nn.Sequential(OrderedDict(fc1=conv_norm(dim, hidden), act=act(), fc2=conv_norm(hidden, dim, bn_weight=0.0)))
+
+
+def _depthwise_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
+    hidden = int(ratio * dim)
+    fc1, fc2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
+    dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+    return nn.Sequential(OrderedDict(fc1=fc1, dwconv=dwconv, act=act(), fc2=fc2))

@@ -1,0 +1,97 @@
+"""The inference form of a model: a pure walk that folds and fuses what each block says can be folded.
+
+`fold` computes the same function with fewer operations and is neutral to layout and runtime; exporters start from it.
+`deploy` goes on to arrange it for PyTorch: channels-last memory and 1x1 convolutions as matrix products.
+
+What folds: batch norms into the convolution or linear before or after them, layer scales into what precedes them, the
+constants of StarReLU into what follows, identity shortcuts and scaled shortcuts, position biases, a classifier's norm,
+and the pair of classifiers of a distilled head. Dropout and drop path go. A module takes part by having a method
+``folded() -> nn.Module``, called on a private copy in evaluation mode after its children were folded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TypeVar
+
+import torch
+from timm.layers import ConvMlp, DropPath
+from torch import nn
+
+from .fuse import fuse_chain
+from .pointwise import as_pointwise
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_DROPPED = (nn.Dropout, nn.Dropout2d, DropPath, nn.Identity)
+
+
+@torch.no_grad()
+def fold(model: ModuleT) -> ModuleT:
+    """A folded copy of ``model`` in evaluation mode, equal to 1e-5 relative in float32 and 1e-9 in float64.
+
+    The model itself is not touched, whatever mode it is in; a model that is folded already is copied. Any nn.Module is
+    accepted: what mixzoo does not know stays as it is.
+    """
+    result = copy.deepcopy(model).eval()
+    if deploy_form(model) is None:
+        result = _walk(result)  # type: ignore[assignment]
+        result.deploy_form = "folded"  # type: ignore[assignment]
+    return result.requires_grad_(False)
+
+
+@torch.no_grad()
+def deploy(model: ModuleT, compile: bool = False) -> ModuleT:
+    """`fold`, arranged for fast inference in PyTorch. Calling it on its own result gives a copy.
+
+    Args:
+        model: any module; a mixzoo backbone folds most.
+        compile: wrap the result in `torch.compile`.
+    """
+    result = fold(model)
+    if deploy_form(result) != "deployed":
+        result = as_pointwise(result)  # type: ignore[assignment]
+        result = result.to(memory_format=torch.channels_last)
+        result.deploy_form = "deployed"  # type: ignore[assignment]
+    return torch.compile(result) if compile else result  # type: ignore[return-value]
+
+
+def deploy_form(model: nn.Module) -> str | None:
+    """'folded', 'deployed', or None for a model in its training form."""
+    return getattr(model, "deploy_form", None)
+
+
+def redeploy(model: ModuleT, form: str | None) -> ModuleT:
+    """``model`` in the named deploy form, or itself for None."""
+    return model if form is None else (fold(model) if form == "folded" else deploy(model))
+
+
+def _walk(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        setattr(module, name, _walk(child))
+    if isinstance(module, ConvMlp):
+        module = nn.Sequential(OrderedDict((n, getattr(module, n)) for n in ("fc1", "norm", "act", "fc2")))
+    if isinstance(module, _DROPPED):
+        return nn.Identity()
+    if hasattr(module, "folded"):
+        replaced = module.folded()
+        return _chain(replaced) if type(replaced) is nn.Sequential else replaced
+    return _chain(module) if type(module) is nn.Sequential else module
+
+
+def _chain(sequence: nn.Sequential) -> nn.Module:
+    """``sequence`` flattened and fused; a single module stands for itself."""
+    fused = fuse_chain(_flat(sequence))
+    if len(fused) == 1:
+        return next(iter(fused.values()))
+    return nn.Sequential(fused)
+
+
+def _flat(sequence: nn.Sequential) -> OrderedDict[str, nn.Module]:
+    flat: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in sequence.named_children():
+        if type(module) is nn.Sequential:
+            flat.update((f"{name}_{inner}", m) for inner, m in _flat(module).items())
+        elif not isinstance(module, nn.Identity):
+            flat[name] = module
+    return flat

@@ -1,0 +1,80 @@
+"""Sizes, windows and position tables: the shape arithmetic that mixers share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Size = tuple[int, int]
+
+
+def conv_out_size(module: nn.Module, size: Size) -> Size:
+    """Map size after ``module``, a chain whose size changes come from its Conv2d layers, run in order."""
+    h, w = size
+    for conv in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
+        (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+        ph, pw = (int(p) for p in conv.padding)
+        h, w = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    return h, w
+
+
+def num_heads_for(dim: int, head_dim: int) -> int:
+    """The divisor of ``dim`` nearest to ``dim / head_dim``: head counts that work for any width."""
+    divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+    return min(divisors, key=lambda n: (abs(n - dim / head_dim), n))
+
+
+def pad_to_windows(x: Tensor, window: Size) -> Tensor:
+    """Zero-pad (B, C, H, W) at the bottom and right to whole windows."""
+    pad_h, pad_w = -x.shape[-2] % window[0], -x.shape[-1] % window[1]
+    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+
+
+def to_windows(x: Tensor, window: Size) -> Tensor:
+    """(B, C, H, W) -> (B * windows, C, h, w), windows in row order. H and W are multiples of the window.
+
+    No intermediate tensor has more than five axes: batch and window rows are merged.
+    """
+    b, c, height, width = x.shape
+    h, w = window
+    rows, cols = height // h, width // w
+    x = x.permute(0, 2, 3, 1).reshape(b * rows, h, cols, w, c)
+    return x.permute(0, 2, 1, 3, 4).reshape(b * rows * cols, h, w, c).permute(0, 3, 1, 2)
+
+
+def from_windows(x: Tensor, size: Size) -> Tensor:
+    """(B * windows, C, h, w) -> (B, C, H, W): the inverse of `to_windows` for a map of ``size``."""
+    n, c, h, w = x.shape
+    rows, cols = size[0] // h, size[1] // w
+    x = x.permute(0, 2, 3, 1).reshape(n // cols, cols, h, w, c)
+    return x.permute(0, 2, 1, 3, 4).reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
+
+
+def resize_table(table: Tensor, size: Size) -> Tensor:
+    """Bicubic resize of (..., h, w) position tables to ``size``; the same tensor where the size already fits."""
+    if tuple(table.shape[-2:]) == tuple(size):
+        return table
+    flat = table.reshape(1, -1, *table.shape[-2:])
+    resized = F.interpolate(flat, size=size, mode="bicubic", align_corners=False)
+    return resized.reshape(*table.shape[:-2], *size)
+
+
+def as_table(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` of a checkpoint in the shape of the table ``like``, resized where the checkpoint's grid differs.
+
+    A checkpoint may hold the grid flattened, as official files do: it is unflattened to the grid of ``like`` when the
+    count fits, else to a square.
+
+    Raises:
+        ValueError: the count fits no grid with the leading axes of ``like``.
+    """
+    lead, grid = like.shape[:-2], like.shape[-2:]
+    if tensor.ndim == like.ndim and tensor.shape[:-2] == lead:
+        return resize_table(tensor, (grid[0], grid[1]))
+    count, rest = divmod(tensor.numel(), lead.numel())
+    side = int(count**0.5 + 0.5)
+    if rest or (count != grid.numel() and side * side != count):
+        raise ValueError(f"a table of shape {tuple(tensor.shape)} does not fit {tuple(like.shape)}")
+    source = grid if count == grid.numel() else torch.Size((side, side))
+    return resize_table(tensor.reshape(*lead, *source), (grid[0], grid[1]))

@@ -1,0 +1,102 @@
+"""Classification heads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+
+from .act import SquaredReLU
+
+Factory = Callable[[int], nn.Module]
+
+
+def mlp_hidden(dim: int, ratio: float = 4.0) -> nn.Sequential:
+    """Hidden layer of the MLP head of ConvFormer and CAFormer: linear, squared ReLU, LayerNorm (arXiv:2210.13452)."""
+    hidden = int(ratio * dim)
+    return nn.Sequential(OrderedDict(fc=nn.Linear(dim, hidden), act=SquaredReLU(), norm=nn.LayerNorm(hidden)))
+
+
+class ClassifierHead(nn.Module):
+    """Pool, norm, hidden layer, dropout, linear classifier: (B, C, H, W) -> (B, num_classes).
+
+    With ``num_classes=0`` the result is the pooled vector that would enter the classifier (B, hidden_size); with
+    ``global_pool=''`` as well, the map itself. A distilled head has a second norm and classifier: evaluation returns
+    the mean of both, and training too unless `distilled_training` asks for the pair (DeiT, arXiv:2012.12877).
+
+    Args:
+        dim: channels of the map.
+        num_classes: outputs; 0 for none.
+        global_pool: timm's name of a global pooling ('avg', 'max', 'avgmax', ...), or '' for none.
+        norm: factory of the norm of the pooled vector.
+        hidden: factory of what runs between norm and classifier.
+        drop_rate: dropout before the classifier.
+        distilled: whether there is a second classifier for a teacher's labels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        global_pool: str = "avg",
+        norm: Factory | None = None,
+        hidden: Factory | None = None,
+        drop_rate: float = 0.0,
+        distilled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.distilled_training = False
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        features = dim * self.global_pool.feat_mult()
+        self.norm = norm(features) if norm else nn.Identity()
+        self.hidden = hidden(features) if hidden else nn.Identity()
+        self.hidden_size = _out_features(self.hidden, features)
+        self.drop = nn.Dropout(drop_rate)
+        self.norm_dist = norm(features) if norm and distilled else nn.Identity()
+        self.distilled = distilled
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifiers, and the pooling if one is named.
+
+        Raises:
+            ValueError: classes are asked for without pooling.
+        """
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        if num_classes and self.global_pool.is_identity():
+            raise ValueError("global_pool='' returns the map and has no classifier: pass num_classes=0, or a pooling")
+        self.fc = _classifier(self.hidden_size, num_classes)
+        self.fc_dist = _classifier(self.hidden_size, num_classes) if self.distilled else None
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.global_pool(x)
+        if self.global_pool.is_identity():
+            return x
+        features = self.drop(self.hidden(self.norm(x)))
+        if self.fc_dist is None:
+            return features if pre_logits else self.fc(features)
+        distilled = self.drop(self.norm_dist(x))
+        if pre_logits:
+            return (features + distilled) / 2
+        logits, teacher = self.fc(features), self.fc_dist(distilled)
+        if self.distilled_training and self.training:
+            return logits, teacher
+        return (logits + teacher) / 2
+
+
+def _classifier(features: int, num_classes: int) -> nn.Module:
+    if not num_classes:
+        return nn.Identity()
+    fc = nn.Linear(features, num_classes)
+    nn.init.trunc_normal_(fc.weight, std=0.02)
+    nn.init.zeros_(fc.bias)
+    return fc
+
+
+def _out_features(module: nn.Module, features: int) -> int:
+    for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
+        features = linear.out_features
+    return features

@@ -1,0 +1,50 @@
+"""Multi-head self-attention over all positions of the map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...kernels import attention
+from ..geometry import Size, num_heads_for
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, heads * D, H, W) -> (B, heads, N, D) without a copy, N = H * W."""
+    return x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3)
+
+
+def join_heads(x: Tensor, like: Tensor) -> Tensor:
+    """(B, heads, N, D) -> (B, heads * D, H, W) with the map size of ``like``."""
+    return x.transpose(2, 3).flatten(1, 2).unflatten(2, like.shape[-2:])
+
+
+class Attention(nn.Module):
+    """Softmax self-attention: (B, C, H, W) -> (B, C, H, W), O(N^2 C) for N = H * W.
+
+    No position information. Source: arXiv:1706.03762; without biases as in CAFormer, arXiv:2210.13452.
+
+    Args:
+        dim: channels.
+        grid: unused.
+        head_dim: wanted width of a head; where it does not divide ``dim``, the nearest head count that does is taken.
+        qkv_bias: whether the query, key and value projection has a bias.
+        proj_bias: whether the output projection has a bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Size | None = None,
+        head_dim: int = 32,
+        qkv_bias: bool = False,
+        proj_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads_for(dim, head_dim)
+        self.scale = (dim // self.num_heads) ** -0.5
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
+        self.proj = nn.Conv2d(dim, dim, 1, bias=proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1))
+        return self.proj(join_heads(attention(q, k, v, self.scale), x))

@@ -1,0 +1,24 @@
+"""Pooling as the token mixer (PoolFormer, arXiv:2111.11418): ``avg_pool3x3(x) - x``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..geometry import Size
+
+
+class PoolMixer(nn.Module):
+    """(B, C, H, W) -> (B, C, H, W): mean of the valid neighbours in a k x k window, minus the input.
+
+    Args:
+        dim: channels (unused: pooling has no weights).
+        grid: unused.
+        kernel_size: window side, odd.
+    """
+
+    def __init__(self, dim: int, grid: Size | None = None, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(kernel_size, stride=1, padding=kernel_size // 2, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x) - x

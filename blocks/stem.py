@@ -1,0 +1,37 @@
+"""Stems: images (B, in_chans, H, W) -> (B, dim, H', W')."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from .conv import conv_norm
+from .downsample import Factory, strided_conv
+
+StemFactory = Callable[[int, int], nn.Module]  # (in_chans, dim) -> module
+
+
+def patch_stem(padding: int, norm: Factory | None = None) -> StemFactory:
+    """7x7 convolution, stride 4, then ``norm``."""
+    return partial(strided_conv, kernel_size=7, stride=4, padding=padding, post_norm=norm)
+
+
+def conv_stem(steps: int, act: Callable[[], nn.Module]) -> StemFactory:
+    """``steps`` 3x3 stride-2 conv-BN, each twice as wide as the one before, with ``act`` between them: stride 2^steps.
+
+    Source: LeViT, arXiv:2104.01136.
+    """
+    return partial(_conv_stem, steps=steps, act=act)
+
+
+def _conv_stem(in_chans: int, dim: int, steps: int, act: Callable[[], nn.Module]) -> nn.Module:
+    widths = [in_chans] + [dim // 2 ** (steps - 1 - i) for i in range(steps)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(steps):
+        if i:
+            layers[f"act{i}"] = act()
+        layers[f"conv{i + 1}"] = conv_norm(widths[i], widths[i + 1], 3, stride=2)
+    return nn.Sequential(layers)

@@ -1,0 +1,103 @@
+"""Position parameters that belong to a grid, and how they follow another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from .geometry import Size, as_table, resize_table
+
+
+class GridModule(nn.Module):
+    """A module whose parameters named in ``grid_tables`` end in (h, w) and may come from another grid.
+
+    Loading a checkpoint made at another image size resizes them (bicubic), which is what the official fine-tuning
+    scripts do. A table whose count fits no grid is left as it is, so that `load_state_dict` reports its shape.
+    """
+
+    grid_tables: tuple[str, ...] = ()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.grid_tables:
+            key = prefix + name
+            own = getattr(self, name, None)
+            if own is not None and key in state_dict and state_dict[key].shape != own.shape:
+                try:
+                    state_dict[key] = as_table(state_dict[key], own)
+                except ValueError:
+                    continue
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def offset_index(size: Size, device: torch.device | None = None) -> Tensor:
+    """(N, N) int64 index ``|dy| * w + |dx|`` between all positions of an h x w grid, N = h * w."""
+    h, w = size
+    y = torch.arange(h, device=device).repeat_interleave(w)
+    x = torch.arange(w, device=device).repeat(h)
+    return (y[:, None] - y[None]).abs() * w + (x[:, None] - x[None]).abs()
+
+
+@register_notrace_module
+class RelativeBias(GridModule):
+    """Attention bias by absolute offset (LeViT, arXiv:2104.01136): one learned value per head and per (|dy|, |dx|).
+
+    ``forward(size)`` gives (heads, N, N) for an h x w grid, N = h * w. At a size other than ``grid`` the table is
+    resized bicubically.
+
+    Args:
+        num_heads: number of heads.
+        grid: (h, w) the table is made for.
+    """
+
+    grid_tables = ("table",)
+
+    def __init__(self, num_heads: int, grid: Size) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.zeros(num_heads, *grid))
+        self.register_buffer("index", offset_index(grid), persistent=False)
+
+    def forward(self, size: Size) -> Tensor:
+        if size == self.grid:
+            return self.table.flatten(1)[:, self.index]
+        return resize_table(self.table, size).flatten(1)[:, offset_index(size, self.table.device)]
+
+    def folded(self) -> nn.Module:
+        return FixedRelativeBias(self)
+
+
+class FixedRelativeBias(nn.Module):
+    """`RelativeBias` with the (heads, N, N) bias of its own grid computed beforehand."""
+
+    def __init__(self, source: RelativeBias) -> None:
+        super().__init__()
+        self.grid = source.grid
+        self.register_buffer("table", source.table.detach().clone())
+        self.register_buffer("expanded", source(source.grid).detach().clone(), persistent=False)
+
+    def forward(self, size: Size) -> Tensor:
+        if size == self.grid:
+            return self.expanded
+        return resize_table(self.table, size).flatten(1)[:, offset_index(size, self.table.device)]
+
+
+@register_notrace_module
+class PositionEmbedding(GridModule):
+    """Learned embedding added to a (B, C, H, W) map; at a size other than ``grid`` it is resized bicubically.
+
+    Args:
+        dim: channels.
+        grid: (h, w) the table is made for.
+    """
+
+    grid_tables = ("table",)
+
+    def __init__(self, dim: int, grid: Size) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(1, dim, *grid))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + resize_table(self.table, (x.shape[-2], x.shape[-1]))

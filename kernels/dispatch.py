@@ -1,0 +1,50 @@
+"""How a functional op chooses what runs: a plain reference, and faster candidates that say when they do not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A faster implementation of an op.
+
+    Attributes:
+        name: what `explain` calls it.
+        run: same signature as the op's reference.
+        unsupported: same arguments; the reason it does not apply, or None when it does.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
+    unsupported: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Op:
+    """A functional op: the first applicable candidate runs, and the reference under export or when none applies."""
+
+    name: str
+    reference: Callable[..., Tensor]
+    candidates: Sequence[Candidate] = field(default_factory=tuple)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not exporting():
+            for candidate in self.candidates:
+                if candidate.unsupported(*args, **kwargs) is None:
+                    return candidate.run(*args, **kwargs)
+        return self.reference(*args, **kwargs)
+
+    def explain(self, *args: Any, **kwargs: Any) -> dict[str, str | None]:
+        """For each candidate, in order: why it is not taken for these arguments, or None."""
+        return {c.name: c.unsupported(*args, **kwargs) for c in self.candidates}
+
+
+def exporting() -> bool:
+    """Whether a graph is being captured for another runtime, where only plain operators should appear."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()

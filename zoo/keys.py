@@ -1,0 +1,69 @@
+"""How tensors are called in other checkpoints, as rewriting rules that work in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Rewrite = str | Callable[[re.Match[str]], str]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Every match of ``pattern`` in our key becomes ``replacement``; rules run in order on the whole key."""
+
+    pattern: str
+    replacement: Rewrite
+
+
+@dataclass(frozen=True)
+class View:
+    """Tensors whose foreign key matches ``pattern`` have the shape ``shape(ours)`` there, with equal element order."""
+
+    pattern: str
+    shape: Callable[[Tensor], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Our keys to those of another code base.
+
+    Attributes:
+        rules: rewriting of the key, in order.
+        views: shapes that differ there; the first match counts.
+        dropped: foreign keys that hold computed constants, never learned values, as patterns.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    views: tuple[View, ...] = ()
+    dropped: tuple[str, ...] = field(default_factory=tuple)
+
+    def foreign(self, key: str) -> str:
+        """The foreign name of our ``key``."""
+        for rule in self.rules:
+            key = re.sub(rule.pattern, rule.replacement, key)
+        return key
+
+    def ignores(self, foreign_key: str) -> bool:
+        """Whether a foreign key holds a computed constant."""
+        return any(re.search(pattern, foreign_key) for pattern in self.dropped)
+
+    def to_foreign(self, foreign_key: str, tensor: Tensor) -> Tensor:
+        """Our ``tensor`` in the foreign shape."""
+        for view in self.views:
+            if re.search(view.pattern, foreign_key):
+                return tensor.reshape(tuple(view.shape(tensor)))
+        return tensor
+
+
+def linear_shape(tensor: Tensor) -> Sequence[int]:
+    """(O, I) of a 1x1 convolution's (O, I, 1, 1)."""
+    return tensor.shape[:2]
+
+
+def rename(*pairs: tuple[str, Rewrite]) -> tuple[Rule, ...]:
+    """Rules from (pattern, replacement) pairs."""
+    return tuple(Rule(pattern, replacement) for pattern, replacement in pairs)

@@ -1,0 +1,216 @@
+"""The zoo by name: variants become timm entrypoints, and names become models."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from . import efficientvit, fcaformer, metaformer, shvit, van, weights
+from .download import fetch
+from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
+from .shell import Backbone
+from .spec import BackboneSpec, Variant, Weights
+
+FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in (metaformer, efficientvit, shvit, van, fcaformer)}
+VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
+_SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")
+_TIMM_OPTIONS = (
+    "features_only",
+    "out_indices",
+    "feature_cls",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+)
+
+
+def list_models(filter: str = "", family: str = "", pretrained: bool = False) -> list[str]:
+    """Names of the zoo's models, as their papers have them.
+
+    Args:
+        filter: glob, as in ``"shvit_*"``; all by default.
+        family: only this family.
+        pretrained: only models with published weights.
+    """
+    variants = (v for v in VARIANTS.values() if not family or v.family == family)
+    return [v.name for v in variants if fnmatch.fnmatch(v.name, filter or "*") and (v.has_weights or not pretrained)]
+
+
+def get_variant(name: str) -> Variant:
+    """The variant called ``name``, with or without a weights tag and with or without timm's ``mz_`` prefix.
+
+    Raises:
+        UnknownModelError: no such model; the message has near names.
+    """
+    base = name.split(".", 1)[0]
+    found = VARIANTS.get(base) or VARIANTS.get(base.removeprefix("mz_"))
+    if found is None:
+        raise UnknownModelError(name, [*VARIANTS, *FAMILIES])
+    return found
+
+
+def timm_name(name: str) -> str:
+    """The name under which `timm.create_model` builds ours: the paper's, or ``mz_<name>`` where timm has its own."""
+    return _TIMM_NAMES[get_variant(name).name]
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model by its paper's name, or a new member of a family by the family's name.
+
+    Args:
+        name: a variant ("van_b2", or with a weights tag "caformer_s18.in1k_384"), or a family ("metaformer").
+        pretrained: load the published weights.
+        checkpoint_path: a local file in any form (official, timm, mixzoo, deploy); see `mixzoo.zoo.weights`. A deploy
+            form gives a model in deploy form.
+        options: those of `Backbone` (num_classes, in_chans, img_size, mixer, ...), timm's (features_only, out_indices,
+            ...), and for a family name those of its ``build`` (depths, dims, mixers, ...).
+
+    Raises:
+        UnknownModelError: no such model or family.
+        MixzooError: an unknown option.
+        CheckpointError: weights that cannot be had or do not fit.
+    """
+    if name in FAMILIES:
+        model = _create_custom(name, options, pretrained)
+        if checkpoint_path:
+            weights.load(model, checkpoint_path)
+        return model
+    variant = get_variant(name)
+    _check_options(options, (*_SHELL_OPTIONS, *_TIMM_OPTIONS), variant.name)
+    tag = name.partition(".")[2]
+    if tag:
+        _weights_by_tag(variant, tag)
+        options.setdefault("pretrained_cfg", tag)
+    if checkpoint_path is None:
+        return timm.create_model(timm_name(variant.name), pretrained=pretrained, **options)
+    overlay = {**(options.pop("pretrained_cfg_overlay", None) or {}), "file": str(checkpoint_path), "custom_load": True}
+    try:
+        return timm.create_model(timm_name(variant.name), pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except DeployFormError:
+        model = weights.redeploy(timm.create_model(timm_name(variant.name), **options), "folded")
+        weights.fit(model, weights.load_checkpoint_file(checkpoint_path), str(checkpoint_path))
+        return model
+
+
+def _create_custom(family: str, options: dict[str, Any], pretrained: bool) -> Backbone:
+    build: Callable[..., BackboneSpec] = FAMILIES[family].build
+    names = build.__code__.co_varnames[: build.__code__.co_argcount + build.__code__.co_kwonlyargcount]
+    _check_options(options, (*names, *_SHELL_OPTIONS), family)
+    if pretrained:
+        raise CheckpointError(f"A {family} of your own design has no published weights: drop pretrained=True.")
+    shell = {k: options.pop(k) for k in _SHELL_OPTIONS if k in options and k not in names}
+    try:
+        spec = build(**options)
+    except TypeError as error:
+        raise MixzooError(
+            f"create_model({family!r}) needs other options ({error}): it takes {', '.join(names)}."
+        ) from error
+    model = Backbone(spec, **shell)
+    model.pretrained_cfg = model.default_cfg = _cfg(  # type: ignore[assignment]
+        Variant(name=family, family=family, spec=spec, resolution=model.img_size[0]), Weights()
+    ) | {"architecture": family, "num_classes": model.num_classes, "input_size": (model.in_chans, *model.img_size)}
+    return model
+
+
+def _check_options(options: dict[str, Any], known: tuple[str, ...], owner: str) -> None:
+    for option in options:
+        if option not in known:
+            raise UnknownNameError("option", option, known, f"{owner} takes {', '.join(known)}.")
+
+
+def _weights_by_tag(variant: Variant, tag: str) -> Weights:
+    for item in variant.weights:
+        if item.tag == tag:
+            return item
+    raise UnknownNameError(f"weights tag of {variant.name}", tag, [w.tag for w in variant.weights if w.tag])
+
+
+# timm
+
+
+def _cfg(variant: Variant, item: Weights) -> dict[str, Any]:
+    """timm's description of a variant with one set of weights."""
+    heads = ("head.fc", "head.fc_dist") if variant.spec.head.distilled else "head.fc"
+    stride = 64 if len(variant.spec.stages) == 3 else 32
+    resolution = item.resolution or variant.resolution
+    return {
+        "url": item.url or "",
+        "hf_hub_id": item.hf_hub_id,
+        "custom_load": True,
+        "num_classes": item.num_classes,
+        "input_size": (3, resolution, resolution),
+        "pool_size": (-(-resolution // stride),) * 2,
+        "crop_pct": item.crop_pct,
+        "interpolation": "bicubic",
+        "mean": variant.mean,
+        "std": variant.std,
+        "first_conv": variant.spec.first_conv,
+        "classifier": heads,
+        "license": variant.licence,
+        "paper_ids": f"arXiv:{variant.paper}",
+        "paper_name": variant.description or None,
+    }
+
+
+def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
+    def build(pretrained: bool = False, **options: Any) -> nn.Module:
+        spec = variant.spec
+        if not options.get("features_only") and spec.necks:
+            spec = replace(spec, necks=None)
+        overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
+        if pretrained and not any(overlay.get(k) for k in ("file", "url", "state_dict", "hf_hub_id")):
+            item = _selected(variant, options.get("pretrained_cfg"))
+            overlay |= {"file": str(fetch(variant.name, item, options.get("cache_dir")))}
+        if overlay.get("file") or overlay.get("url"):
+            overlay.setdefault("custom_load", True)
+        indices = tuple(range(len(spec.stages)))
+        return build_model_with_cfg(
+            partial(Backbone, spec),
+            name,
+            pretrained,
+            pretrained_cfg_overlay=overlay or None,
+            feature_cfg={"out_indices": indices, "feature_cls": "getter"},
+            **options,
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{variant.name}: {variant.description} (arXiv:{variant.paper})"
+    return build
+
+
+def _selected(variant: Variant, cfg: Any) -> Weights:
+    tag = cfg if isinstance(cfg, str) else (getattr(cfg, "tag", None) or (cfg or {}).get("tag") if cfg else None)
+    return _weights_by_tag(variant, tag) if tag else variant.weights[0]
+
+
+def _register_all() -> dict[str, str]:
+    """Register every variant with timm, beside timm's own; returns paper name -> name in timm."""
+    owned = set(timm.list_models())
+    names = {v.name: f"mz_{v.name}" if v.name in owned else v.name for v in VARIANTS.values()}
+    for family, module in FAMILIES.items():
+        members = [v for v in VARIANTS.values() if v.family == family]
+        cfgs = {f"{names[v.name]}.{w.tag}".rstrip("."): _cfg(v, w) for v in members for w in v.weights}
+        module.default_cfgs = generate_default_cfgs(cfgs)
+        for variant in members:
+            entry = _entrypoint(variant, names[variant.name])
+            entry.__module__ = module.__name__
+            setattr(sys.modules[module.__name__], entry.__name__, entry)
+            register_model(entry)
+    return names
+
+
+_TIMM_NAMES = _register_all()

@@ -1,0 +1,216 @@
+"""The shell: stem, stages, norm and head of any `BackboneSpec`, with the whole timm contract, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..blocks.geometry import Size, conv_out_size
+from ..blocks.head import ClassifierHead
+from ..blocks.stage import BlockSite, MixerChoice, Stage, build_block
+from . import weights
+from .spec import BackboneSpec, Mixers, StageSpec
+
+
+class Backbone(nn.Module):
+    """An image backbone: (B, in_chans, H, W) -> logits (B, num_classes), for any H and W from 32 up.
+
+    Args:
+        spec: what to build.
+        num_classes: classifier outputs; 0 for none.
+        in_chans: image channels.
+        global_pool: pooling before the classifier, or '' for none.
+        img_size: image size that position tables are made for; other sizes work and resize the tables.
+        mixer: token mixer to use instead of the spec's: a name, a factory, or a list with one per stage.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; earlier blocks drop linearly less.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        img_size: int | Size | None = None,
+        mixer: Mixers = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.spec = spec = spec.with_mixers(mixer)
+        size = spec.img_size if img_size is None else img_size
+        self.img_size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.stem = spec.stem(in_chans, spec.stages[0].dim)
+        self._build_stages(drop_path_rate)
+        self.num_features = spec.stages[-1].dim
+        self.norm = spec.norm(self.num_features)
+        self.necks = self._build_necks()
+        head = spec.head
+        self.head = ClassifierHead(
+            self.num_features, num_classes, global_pool, head.norm, head.hidden, drop_rate, head.distilled
+        )
+        self.head_hidden_size = self.head.hidden_size
+        self.apply(spec.init)
+
+    def _build_stages(self, drop_path_rate: float) -> None:
+        rates = torch.linspace(0, drop_path_rate, sum(s.depth for s in self.spec.stages)).tolist()
+        grid, dim = conv_out_size(self.stem, self.img_size), self.spec.stages[0].dim
+        self.stages = nn.Sequential()
+        self.feature_info: list[dict[str, Any]] = []
+        reduction = _stride(self.stem)
+        for index, stage in enumerate(self.spec.stages):
+            downsample = stage.downsample(dim, stage.dim) if stage.downsample else nn.Identity()
+            grid, dim = conv_out_size(downsample, grid), stage.dim
+            reduction *= _stride(downsample)
+            first = sum(s.depth for s in self.spec.stages[:index])
+            self.stages.append(_build_stage(stage, downsample, grid, rates[first : first + stage.depth]))
+            width = self.spec.necks[1][index] if self.spec.necks else dim
+            self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{index}"})
+
+    def _build_necks(self) -> nn.ModuleList | None:
+        if self.spec.necks is None:
+            return None
+        make, widths = self.spec.necks
+        return nn.ModuleList(make(s.dim, w) for s, w in zip(self.spec.stages, widths, strict=True))
+
+    # what the model computes
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> the last map (B, num_features, H', W')."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The last map -> logits, or with ``pre_logits`` the vector that enters the classifier."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps after chosen stages, and the last map.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: stages to take: a list, or an int n for the last n; all by default.
+            norm: whether the last stage's map goes through the backbone's norm.
+            stop_early: whether to skip the stages after the last one taken.
+            output_fmt: 'NCHW' or 'NHWC' for the maps.
+            intermediates_only: return only the list of maps.
+
+        Raises:
+            ValueError: an unknown ``output_fmt``.
+        """
+        if str(output_fmt) not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt {output_fmt!r} is neither 'NCHW' nor 'NHWC'")
+        taken, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        x = self.stem(x)
+        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if index in taken:
+                maps.append(self._feature(x, index, norm, str(output_fmt)))
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if index == len(self.spec.stages) - 1 else x), maps
+
+    def _feature(self, x: Tensor, index: int, norm: bool, output_fmt: str) -> Tensor:
+        if self.necks is not None:
+            x = self.necks[index](x)
+        elif norm and index == len(self.spec.stages) - 1:
+            x = self.norm(x)
+        return x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1)
+
+    # what timm asks of a model
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `forward_intermediates` does not need for ``indices``, and return them as a list."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+            self.head.norm = self.head.hidden = self.head.norm_dist = nn.Identity()
+        return taken
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return (self.head.fc, self.head.fc_dist) if self.head.distilled else self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier (0 classes: none), and the pooling where one is named."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Whether a distilled model in training returns (logits, logits for the teacher) instead of their mean."""
+        self.head.distilled_training = enable
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in training: recompute each block in the backward pass."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the papers train without weight decay."""
+        found = set()
+        for prefix, module in self.named_modules():
+            found.update(f"{prefix}.{name}" for name in getattr(module, "no_weight_decay", ()) if module is not self)
+        return found
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise learning-rate decay: by stage if ``coarse``, else by block."""
+        blocks = [(r"^stages\.(\d+)", None)] if coarse else _FINE_GROUPS
+        return {"stem": r"^stem", "blocks": blocks}
+
+    # checkpoints
+
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load tensors named as in mixzoo, in the official code, or in timm; see `mixzoo.zoo.weights`."""
+        return super().load_state_dict(weights.to_own_keys(self, state_dict), strict=strict, assign=assign)
+
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Load a checkpoint file, adapted to this model's classes and image channels."""
+        weights.load(self, checkpoint_path)
+
+
+_FINE_GROUPS = [
+    (r"^stages\.(\d+)\.downsample", (0,)),
+    (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+    (r"^stages\.(\d+)\.norm", (99998,)),
+    (r"^norm", (99999,)),
+]
+
+
+def _build_stage(spec: StageSpec, downsample: nn.Module, grid: Size, rates: list[float]) -> Stage:
+    mixer = MixerChoice(spec.mixer, spec.foreign)
+    site_grid = (spec.window, spec.window) if spec.window else grid
+    sites = (BlockSite(spec.dim, site_grid, i, spec.depth, rate) for i, rate in enumerate(rates))
+    blocks = [build_block(spec.block, mixer, site) for site in sites]
+    position = spec.position(spec.dim, grid) if spec.position else nn.Identity()
+    return spec.make(downsample, blocks, spec.norm(spec.dim), position)
+
+
+def _stride(module: nn.Module) -> int:
+    """Product of the strides in ``module``, a chain of convolutions."""
+    stride = 1
+    for conv in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
+        stride *= conv.stride[0]
+    return stride
