@@ -1,0 +1,304 @@
+"""The `mixzoo` command: the only place that knows every floor. It reads arguments and calls; nothing is computed here.
+
+Exit codes: 0 done, 1 the job failed, 2 wrong usage. Every error is one sentence with its remedy; ``--debug`` (or
+MIXZOO_DEBUG=1) shows the traceback instead. Results go to standard output, progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
+
+from .errors import MixzooError
+
+FAILED, BAD_USAGE = 1, 2
+PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
+
+
+class Commands(TyperGroup):
+    """The group that turns what goes wrong in a command into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MixzooError as error:
+            if ctx.params.get("debug"):
+                raise
+            fail(str(error), BAD_USAGE if isinstance(error, LookupError | ValueError) else FAILED)
+        except Exception as error:
+            if ctx.params.get("debug") or _handled_by_typer(error):
+                raise
+            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            fail(f"{what}\nThis is not an error that mixzoo foresaw: mixzoo --debug shows where it came from.", FAILED)
+
+
+def _handled_by_typer(error: Exception) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, BrokenPipeError) or bool(names & {"ClickException", "Exit", "Abort"})
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="mixzoo",
+    help="Vision backbones for phones, browsers and edge boxes: list, inspect, run, export and time them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print ``message`` to standard error and end with ``code``."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]Error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+def show(what: RenderableType) -> None:
+    """Print a table or a text to standard output, plain where that is no terminal."""
+    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    Console(width=PLAIN_WIDTH if plain else None, highlight=False).print(what)
+
+
+def show_json(value: Any) -> None:
+    """Print ``value`` as JSON to standard output."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def progress(total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """Yield a function that tells what is being done next; nothing is drawn where standard error is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda text: bar.update(task, description=escape(text), advance=1)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"mixzoo {__version__}")
+        raise typer.Exit
+
+
+Model = Annotated[str, typer.Argument(help="A model's name, as its paper has it.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Weights: a file in official, timm or mixzoo form, or a training run's folder."),
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the published weights, downloading them once.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="MIXZOO_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(metavar="[GLOB]", help="A glob or a part of the name.")] = "",
+    family: Annotated[str, typer.Option(help="Only this family.")] = "",
+    mixer: Annotated[str, typer.Option(help="Only models with this token mixer.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the models of the zoo. Parameters, MACs and accuracies are those that the papers state."""
+    from . import listing
+
+    rows = [listing.summary(variant) for variant in listing.find_models(pattern, family, mixer)]
+    show_json(rows) if as_json else show(listing.models_table(rows))
+
+
+@app.command()
+def info(model: Model, as_json: Json = False) -> None:
+    """Tell everything known of one model."""
+    from . import listing
+
+    facts = listing.facts(model)
+    show_json(facts) if as_json else show(listing.facts_table(facts))
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = False,
+    topk: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Classify images with real weights."""
+    from .predict import predict as classify
+    from .predict import predictions_table
+
+    backbone, labels = _load(model, checkpoint, pretrained)
+    found = classify(backbone, images, topk, labels)
+    show_json([p.record() for p in found]) if as_json else show(predictions_table(found))
+
+
+def _load(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any, list[str] | None]:
+    """(model in eval mode, names of its classes where the weights tell). A training run knows its own preprocessing."""
+    from .loading import load_model
+
+    run = _run_folder(checkpoint)
+    if run is None or pretrained:
+        return load_model(name, checkpoint, pretrained), None
+    from ..train.checkpoint import load_run
+    from .registry import get_variant
+
+    trained = load_run(run)
+    if get_variant(name).name != trained.recipe.model.name:
+        raise typer.BadParameter(f"{run} trained {trained.recipe.model.name}, not {name}.", param_hint="--checkpoint")
+    return trained.model, [str(c) for c in trained.record["classes"]]
+
+
+def _run_folder(checkpoint: Path | None) -> Path | None:
+    """The folder of the training run that ``checkpoint`` is, or is the weights of."""
+    folder = checkpoint.parent if checkpoint and checkpoint.suffix == ".safetensors" else checkpoint
+    return folder if folder and (folder / "train.json").is_file() else None
+
+
+@app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "onnx",
+    out: Annotated[Path, typer.Option(help="Folder for the artifact, its manifest and the summary.")] = Path("exports"),
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = False,
+    sizes: Annotated[str, typer.Option(help="Sizes to verify, such as 224,192x256 (height x width).")] = "",
+    batches: Annotated[str, typer.Option(help="Batches to verify, such as 1,3.")] = "1",
+    preprocess: Annotated[bool, typer.Option(help="Put mean/std normalisation in the graph.")] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set; the exporter's own by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
+    from ..export import export as write
+
+    with progress() as step:
+        step(f"exporting {model}")
+        reports = write(
+            model, to=_split(to), out=out, sizes=sizes or None, batches=batches, checkpoint=checkpoint, opset=opset
+        )
+    for report in reports:
+        show(str(report))
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Names or globs of models.", show_default=False)],
+    form: Annotated[str, typer.Option(help="Of eager, deploy, compile, onnxruntime.")] = "eager,deploy",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of ONNX Runtime.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    size: Annotated[str, typer.Option(help="224 or 192x256; each model's own by default.")] = "",
+    against: Annotated[str, typer.Option(help="A baseline with the same weights: timm.")] = "",
+    runs: Annotated[int, typer.Option(min=1, help="Interleaved turns that every form gets.")] = 30,
+    checkpoint: Checkpoint = None,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, each form in a process of its own.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Write JSON lines to this file, model by model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+) -> None:
+    """Time models in their forms, in interleaved turns, and compare medians."""
+    from ..bench import report, run
+    from ..bench.machine import describe_machine
+    from .listing import expand
+
+    settings = run.Settings(_split(form), threads, batch, _one_size(size), against or None, runs, memory)
+    names = expand(models)
+    machine, rows = describe_machine(), []
+    with progress(run.count_steps(names, settings)) as step:
+        for measured in run.bench(names, settings, checkpoint, step):
+            rows += measured
+            if out:
+                report.write_json_lines(out, rows, machine)
+    if as_json:
+        typer.echo(report.json_lines(rows, machine), nl=False)
+    else:
+        show(report.full_report(rows, machine))
+    if not any(row.median_ms for row in rows):
+        raise MixzooError("Nothing was timed: the table says why.")
+
+
+def _one_size(text: str) -> tuple[int, int] | None:
+    from ..export.shapes import parse_sizes
+
+    sizes = parse_sizes(text) if text else [None]
+    if len(sizes) > 1:
+        raise typer.BadParameter("give one size.", param_hint="--size")
+    return sizes[0]
+
+
+@app.command()
+def plot(
+    file: Annotated[Path, typer.Argument(help="What `mixzoo bench --out` wrote.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The picture: .png or .svg.")] = Path("bench.png"),
+) -> None:
+    """Draw published top-1 accuracy against measured latency."""
+    from ..bench.plot import plot as draw
+    from ..bench.report import read_json_lines
+
+    typer.echo(f"Wrote {draw(read_json_lines(file), out)}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as optim.lr=1e-3.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the weights, the log and the record.")] = Path("runs/latest"),
+) -> None:
+    """Train a model as a recipe describes."""
+    from ..train import RecipeError, load_recipe
+    from ..train import train as run
+
+    try:
+        wanted = load_recipe(recipe, overrides or [])
+    except RecipeError as error:
+        fail(str(error), BAD_USAGE)
+    result = run(wanted, out=out)
+    typer.echo(f"{100 * result.accuracy:.2f} % of the test images are right; the run is in {result.checkpoint}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Try every package and runtime here, and name the command that would install the rest."""
+    from ..bench import doctor as clinic
+    from ..export.target import TARGETS
+
+    with progress() as step:
+        diagnosis = clinic.diagnose(TARGETS, step)
+    if as_json:
+        show_json(diagnosis.record())
+    else:
+        show(clinic.table(diagnosis))
+        typer.echo(f"To install the rest:\n{diagnosis.command}" if diagnosis.command else "Every extra works.")
+    if not diagnosis.healthy:
+        raise MixzooError("mixzoo cannot work here: install what is marked 'no' among its own packages.")

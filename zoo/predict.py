@@ -1,0 +1,100 @@
+"""Classes of real images, prepared the way the weights expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.table import Table
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from torch import nn
+
+from .errors import MixzooError
+
+
+class ImageError(MixzooError, ValueError):
+    """An image file that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class with its softmax probability."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, best first."""
+
+    image: str
+    guesses: tuple[Guess, ...]
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, images: Sequence[Path], topk: int = 5, labels: Sequence[str] | None = None
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        model: a classifier in eval mode, whose ``pretrained_cfg`` says how images are prepared (size, crop, mean, std).
+        images: files that Pillow reads.
+        topk: how many classes to give for each, at most all.
+        labels: names of the classes; ImageNet-1k's for 1,000 classes, else their numbers.
+
+    Raises:
+        ImageError: a file that is missing or no image.
+    """
+    config: dict[str, Any] = resolve_model_data_config(model)
+    prepare: Any = create_transform(**config, is_training=False)
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    tensors = [prepare(_read(path, mode)) for path in images]  # each (C, H, W)
+    found = []
+    for path, tensor in zip(images, tensors, strict=True):
+        scores = model(tensor[None]).float().softmax(-1)[0]  # (num_classes,)
+        best = scores.topk(min(topk, len(scores)))
+        names = labels or _labels(len(scores))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found.append(Prediction(str(path), tuple(Guess(i, names[i], p) for i, p in pairs)))
+    return found
+
+
+def _read(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except FileNotFoundError:
+        raise ImageError(f"No image at {path}: check the path.") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageError(f"{path} is not an image that can be read ({error}): save it as PNG or JPEG.") from None
+
+
+def _labels(count: int) -> list[str]:
+    if count != 1000:
+        return [str(i) for i in range(count)]
+    info = ImageNetInfo()
+    return [info.index_to_description(i) for i in range(count)]
+
+
+def predictions_table(predictions: Sequence[Prediction]) -> Table:
+    """One line for each guess."""
+    table = Table(header_style="bold")
+    for heading in ("image", "class", "label"):
+        table.add_column(heading)
+    table.add_column("probability", justify="right")
+    for prediction in predictions:
+        for rank, guess in enumerate(prediction.guesses):
+            image = prediction.image if rank == 0 else ""
+            table.add_row(image, str(guess.index), guess.label, f"{guess.probability:.4f}")
+        table.add_section()
+    return table
