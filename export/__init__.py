@@ -1,0 +1,22 @@
+"""Export: a backbone becomes a file for another runtime, which is run there and compared before anyone sees it."""
+
+from __future__ import annotations
+
+from .api import export
+from .errors import ExportError, ShapeError, VerificationError
+from .report import Report, render
+from .shapes import parse_batches, parse_sizes
+from .target import TARGETS, get_target
+
+__all__ = [
+    "TARGETS",
+    "ExportError",
+    "Report",
+    "ShapeError",
+    "VerificationError",
+    "export",
+    "get_target",
+    "parse_batches",
+    "parse_sizes",
+    "render",
+]

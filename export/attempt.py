@@ -1,0 +1,169 @@
+"""Writing a model for a target with as many open axes as can be proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import ExportError, VerificationError
+from .prepare import Prepared
+from .protocol import FileFacts, Target
+from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
+from .verify import Check, Reference, verify
+
+_LEAST_TRACED = 128  # px: smaller maps shrink to one position inside, where torch.export takes a side for a constant
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file, verified.
+
+    Attributes:
+        path: where it is.
+        facts: what it says of itself.
+        checks: what was seen at each shape.
+    """
+
+    path: Path
+    facts: FileFacts
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The files of a target.
+
+    Attributes:
+        files: one, or one for each fixed shape.
+        axes: the open axes, each proved by a run at another size or batch.
+        fixed: why wider sets of axes are not open, by set.
+    """
+
+    files: tuple[Written, ...]
+    axes: Axes
+    fixed: dict[Axes, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to write.
+
+    Attributes:
+        prepared: the model.
+        sizes: (height, width) pairs, pixels.
+        batches: batch sizes.
+        options: of the target.
+        say: told what is being done, in a few words.
+    """
+
+    prepared: Prepared
+    sizes: tuple[Size, ...]
+    batches: tuple[int, ...]
+    options: dict[str, Any]
+    say: Callable[[str], None]
+
+
+def write(job: Job, target: Target, folder: Path) -> Outcome:
+    """Write and verify ``job`` in ``folder``, trying the target's sets of open axes from the widest to the empty one.
+
+    Raises:
+        ExportError: not even fixed shapes can be written.
+        VerificationError: not even files of fixed shapes do what the model does.
+    """
+    reference = Reference(job.prepared)
+    for size in job.sizes:
+        if reason := reference.refuses(size):
+            raise ExportError(f"{job.prepared.name} itself does not run at {size_name(size)}: {reason}")
+    fixed: dict[Axes, str] = {}
+    for axes in target.axes:
+        try:
+            return Outcome(_write_all(job, target, folder, reference, axes), axes, fixed)
+        except ExportError as error:
+            if not axes:
+                raise
+            fixed[axes] = str(error)
+            _clear(folder)
+    raise AssertionError("the empty set of axes ends the loop")
+
+
+def _write_all(job: Job, target: Target, folder: Path, reference: Reference, axes: Axes) -> tuple[Written, ...]:
+    """A file for each combination of asked sizes and batches that ``axes`` leave fixed."""
+    sizes = [job.sizes] if "height" in axes else [(size,) for size in job.sizes]
+    batches = [job.batches] if "batch" in axes else [(batch,) for batch in job.batches]
+    files = []
+    for some_sizes in sizes:
+        for some_batches in batches:
+            parts = [size_name(some_sizes[0])] if len(sizes) > 1 else []
+            parts += [f"b{some_batches[0]}"] if len(batches) > 1 else []
+            path = folder / ("_".join([job.prepared.name, *parts]) + target.suffix)
+            files.append(_write_one(job, target, path, reference, axes, some_sizes, some_batches))
+    return tuple(files)
+
+
+def _write_one(
+    job: Job,
+    target: Target,
+    path: Path,
+    reference: Reference,
+    axes: Axes,
+    sizes: tuple[Size, ...],
+    batches: tuple[int, ...],
+) -> Written:
+    job.say(f"{target.name}: writing {path.name} with {describe_axes(axes)}")
+    target.export(job.prepared.inference, _example(job, reference, axes, sizes[0], batches[0]), axes, path, job.options)
+    facts = target.describe(path)
+    _check_open(facts, axes)
+    cases = _cases(reference, axes, sizes, batches)
+    job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")
+    checks = verify(reference, target.load(path), cases, takes_one="batch" in axes)
+    return Written(path, facts, tuple(checks))
+
+
+def _example(job: Job, reference: Reference, axes: Axes, size: Size, batch: int) -> torch.Tensor:
+    """An input to trace: two images where the batch is open, and no side so small that maps shrink to nothing."""
+    if "height" in axes:
+        larger = (max(size[0], _LEAST_TRACED), max(size[1], _LEAST_TRACED))
+        size = size if reference.refuses(larger) else larger
+    image = reference.image(size, 0)
+    return image.repeat(2 if "batch" in axes else batch, 1, 1, 1)
+
+
+def _cases(reference: Reference, axes: Axes, sizes: tuple[Size, ...], batches: tuple[int, ...]) -> list[Case]:
+    """The asked shapes, and for each open axis one that was not asked for."""
+    cases = grid(sizes, batches)
+    if "batch" in axes and len(batches) < 2:
+        cases.append(Case(proof_batch(batches), sizes[0], asked=False))
+    if "height" not in axes:
+        return cases
+    proofs = [size for size in proof_sizes(sizes) if not reference.refuses(size)]
+    if not proofs:
+        raise VerificationError(f"the model itself runs at none of {', '.join(map(size_name, proof_sizes(sizes)))}")
+    return cases + [Case(2 if "batch" in axes else batches[0], size, asked=False) for size in proofs]
+
+
+def _check_open(facts: FileFacts, axes: Axes) -> None:
+    shape = facts.inputs[0].shape
+    baked = [axis for axis in axes if isinstance(shape[_position(axis)], int)]
+    if baked:
+        raise ExportError(f"the converter took {' and '.join(baked)} for constant")
+
+
+def _position(axis: str) -> int:
+    return {"batch": 0, "height": 2, "width": 3}[axis]
+
+
+def describe_axes(axes: Axes) -> str:
+    """'batch, height and width open' and the like."""
+    if not axes:
+        return "every axis fixed"
+    head = ", ".join(axes[:-1])
+    return f"{f'{head} and ' if head else ''}{axes[-1]} open" + ("" if axes == AXES else ", the rest fixed")
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()

@@ -1,0 +1,17 @@
+"""What can go wrong in an export."""
+
+from __future__ import annotations
+
+from ..zoo.errors import MixzooError
+
+
+class ExportError(MixzooError):
+    """An export that was not done; nothing of it was left behind."""
+
+
+class ShapeError(ExportError, ValueError):
+    """Sizes or batches that cannot be read: wrong usage, not a failed export."""
+
+
+class VerificationError(ExportError):
+    """A written file that does not do what the model does."""

@@ -1,0 +1,230 @@
+"""From a model or its name to what every target starts from: the original, its deploy form, its weights' source."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.deploy import deploy_form, fold
+from ..zoo.errors import CheckpointError, UnknownModelError
+from ..zoo.fill import fill_
+from .errors import ExportError
+from .shapes import Size
+
+TIMM_PREFIX = "timm:"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready for any target.
+
+    Attributes:
+        name: of the model; files are named after it.
+        original: the model as trained, in evaluation mode and float32: what every file is compared with.
+        inference: its deploy form, which is written.
+        in_chans: image channels.
+        native: (height, width) that the model was made for, in pixels.
+        weights: where its weights are from: 'checkpoint FILE sha256 ...', 'pretrained URL', 'filled' or 'as given'.
+        mean, std: per channel, of the normalisation that the model was made for.
+        preprocess: whether that normalisation is in the graph; the input is then RGB in [0, 1].
+    """
+
+    name: str
+    original: nn.Module
+    inference: nn.Module
+    in_chans: int
+    native: Size
+    weights: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preprocess: bool
+
+    @property
+    def num_parameters(self) -> int:
+        """Learned parameters of the original."""
+        return sum(p.numel() for p in self.original.parameters())
+
+    @property
+    def form(self) -> str:
+        """The deploy form that is written."""
+        return deploy_form(self.inference) or "as trained"
+
+
+class Normalized(nn.Module):
+    """``model((x - mean) / std)`` for RGB images in [0, 1], (B, C, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model((x - self.mean) / self.std)
+
+
+def prepare(
+    model: nn.Module | str,
+    name: str | None = None,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    preprocess: bool = False,
+    model_options: Mapping[str, Any] | None = None,
+) -> Prepared:
+    """Everything the targets need to know of ``model``; see `mixzoo.export.export` for the arguments.
+
+    Raises:
+        UnknownModelError: no model has that name.
+        CheckpointError: weights that cannot be had or do not fit.
+        ExportError: arguments that contradict one another, or a model whose sizes are not known.
+    """
+    source, weights = _with_weights(model, checkpoint, pretrained, dict(model_options or {}))
+    cfg = dict(getattr(source, "pretrained_cfg", None) or {})
+    channels, height, width = _input_size(source, cfg)
+    mean, std = _statistics(cfg, channels)
+    original = source.eval().float().requires_grad_(False)
+    inference = fold(original)
+    return Prepared(
+        name=name or (model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else _name(source, cfg)),
+        original=Normalized(original, mean, std).eval() if preprocess else original,
+        inference=_marked(Normalized(inference, mean, std).eval(), inference) if preprocess else inference,
+        in_chans=channels,
+        native=(height, width),
+        weights=weights,
+        mean=mean,
+        std=std,
+        preprocess=preprocess,
+    )
+
+
+def _marked(wrapper: nn.Module, inner: nn.Module) -> nn.Module:
+    wrapper.deploy_form = deploy_form(inner)  # type: ignore[assignment]
+    return wrapper
+
+
+# weights
+
+
+def _with_weights(
+    model: nn.Module | str, checkpoint: str | Path | None, pretrained: bool, options: dict[str, Any]
+) -> tuple[nn.Module, str]:
+    """A private copy of the model with its weights, and what they are."""
+    if checkpoint and pretrained:
+        raise ExportError("checkpoint and pretrained were both given: leave one out.")
+    if isinstance(model, nn.Module):
+        if pretrained or options:
+            raise ExportError("pretrained and model options go with a name: build the model with them instead.")
+        module = copy.deepcopy(model)
+        return (module, "as given") if checkpoint is None else _load(module, checkpoint)
+    if checkpoint and not model.startswith(TIMM_PREFIX) and _in_zoo(model):
+        from ..zoo.registry import create_model
+
+        return create_model(model, checkpoint_path=checkpoint, **options), _checkpoint_label(checkpoint)
+    module = build(model, pretrained, options)
+    if checkpoint:
+        return _load(module, checkpoint)
+    if pretrained:
+        return module, f"pretrained {_origin(module)}"
+    return fill_(module), "filled"
+
+
+def build(name: str, pretrained: bool = False, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """The zoo's model of that name, or else timm's; ``timm:NAME`` is always timm's.
+
+    Raises:
+        UnknownModelError: neither has it.
+    """
+    import timm
+
+    options = dict(options or {})
+    theirs = name.removeprefix(TIMM_PREFIX)
+    if theirs == name and _in_zoo(name):
+        from ..zoo.registry import create_model
+
+        return create_model(name, pretrained=pretrained, **options)
+    if not timm.is_model(theirs):
+        from ..zoo.registry import VARIANTS
+
+        raise UnknownModelError(name, [*VARIANTS, *timm.list_models()])
+    return timm.create_model(theirs, pretrained=pretrained, **options)
+
+
+def _in_zoo(name: str) -> bool:
+    from ..zoo.registry import FAMILIES, get_variant
+
+    if name in FAMILIES:
+        return True
+    try:
+        get_variant(name)
+    except UnknownModelError:
+        return False
+    return True
+
+
+def _load(module: nn.Module, checkpoint: str | Path) -> tuple[nn.Module, str]:
+    from ..zoo.weights import load_checkpoint_file
+
+    tensors = load_checkpoint_file(checkpoint)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint} does not fit {type(module).__name__}: {error}") from error
+    return module, _checkpoint_label(checkpoint)
+
+
+def _checkpoint_label(path: str | Path) -> str:
+    return f"checkpoint {Path(path).name} sha256 {sha256(Path(path))}"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _origin(module: nn.Module) -> str:
+    cfg: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    hub = cfg.get("hf_hub_id")
+    return str(cfg.get("url") or (f"https://huggingface.co/{hub}" if hub else "from timm"))
+
+
+# what a model says of itself
+
+
+def _name(module: nn.Module, cfg: Mapping[str, Any]) -> str:
+    return str(cfg.get("architecture") or type(module).__name__.lower())
+
+
+def _input_size(module: nn.Module, cfg: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(channels, height, width); the model's own channels count more than those of its weights."""
+    channels, height, width = cfg.get("input_size") or (3, 224, 224)
+    size = getattr(module, "img_size", None)
+    if isinstance(size, tuple | list) and len(size) == 2:
+        height, width = size
+    return int(getattr(module, "in_chans", None) or _first_channels(module) or channels), int(height), int(width)
+
+
+def _first_channels(module: nn.Module) -> int | None:
+    return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def _statistics(cfg: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """mean and std per channel; where the channels are not those of the weights, the average for each."""
+    mean = tuple(float(v) for v in cfg.get("mean") or (0.5,) * channels)
+    std = tuple(float(v) for v in cfg.get("std") or (0.25,) * channels)
+    if len(mean) == channels and len(std) == channels:
+        return mean, std
+    return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels

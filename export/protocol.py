@@ -1,0 +1,100 @@
+"""What an export target is: a runtime that a model can be written for, and that can run what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from .shapes import Axes
+
+
+class Runner(Protocol):
+    """A written file, loaded in its runtime."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32 images (B, C, H, W) -> the first output."""
+        ...
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output, in the model's order."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a file; a dynamic axis is given by its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a written file says of itself, read back from disk.
+
+    Attributes:
+        inputs, outputs: its tensors.
+        operators: how many nodes of each operator it has, most frequent first.
+        max_rank: number of axes of the greatest tensor, intermediate ones included.
+        unranked: tensors whose number of axes is not known before it runs.
+        extra: what only this format has, such as ONNX's opset.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    operators: dict[str, int]
+    max_rank: int
+    unranked: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """One runtime.
+
+    Attributes:
+        name: as in ``--to``.
+        extra: the extra of mixzoo that installs what it needs.
+        suffix: of the file that it writes, with the dot.
+        axes: the sets of axes that it can leave open, widest first, the empty one last.
+        packages: distributions whose versions belong in a manifest.
+    """
+
+    name: str
+    extra: str
+    suffix: str
+    axes: Sequence[Axes]
+    packages: Sequence[str]
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot write or run it, in one sentence with the remedy; None where it can."""
+        ...
+
+    def export(self, model: nn.Module, example: torch.Tensor, axes: Axes, path: Path, options: dict[str, Any]) -> None:
+        """Write ``model``, which is in evaluation mode, to ``path``.
+
+        Args:
+            model: images (B, C, H, W) -> a tensor or a tuple of tensors.
+            example: an input; the axes that are not in ``axes`` get its sizes.
+            axes: the axes to leave open, one of `axes` of the target.
+            path: the file to write; companions such as weight files go beside it and begin with its stem.
+            options: of this target; an unknown one is an error.
+
+        Raises:
+            ExportError: it cannot be written, or not with these axes open.
+        """
+        ...
+
+    def load(self, path: Path) -> Runner:
+        """The file at ``path`` in its runtime."""
+        ...
+
+    def describe(self, path: Path) -> FileFacts:
+        """What the file at ``path`` holds."""
+        ...

@@ -1,0 +1,268 @@
+"""What is said of an export: manifest.json for programs, summary.md for readers, a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .attempt import Outcome, Written, describe_axes
+from .prepare import Prepared, sha256
+from .protocol import Target, TensorInfo
+from .shapes import Axes, size_name
+from .verify import CONTROL, CONTROL_MARGIN, TOLERANCE, Check
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MANIFEST, SUMMARY = "manifest.json", "summary.md"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished export.
+
+    Attributes:
+        folder: where everything is.
+        manifest: the content of manifest.json.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"])
+
+    @property
+    def target(self) -> str:
+        """The target's name."""
+        return str(self.manifest["target"])
+
+    @property
+    def files(self) -> list[Path]:
+        """The written files, one for each fixed shape; companions with external weights are not listed."""
+        return [self.folder / item["file"] for item in self.manifest["artifacts"]]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0]
+
+    @property
+    def dynamic_axes(self) -> Axes:
+        """The axes that were proved dynamic."""
+        return tuple(self.manifest["dynamic_axes"])
+
+    @property
+    def error(self) -> float:
+        """The greatest relative error at any shape."""
+        return max(check["error"] for item in self.manifest["artifacts"] for check in item["checks"])
+
+
+def manifest(prepared: Prepared, target: Target, outcome: Outcome, precision: str = "fp32") -> dict[str, Any]:
+    """The content of manifest.json."""
+    return {
+        "model": prepared.name,
+        "target": target.name,
+        "precision": precision,
+        "form": prepared.form,
+        "weights": prepared.weights,
+        "parameters": prepared.num_parameters,
+        "preprocess": _preprocess(prepared),
+        "dynamic_axes": list(outcome.axes),
+        "fixed_because": [{"tried": list(axes), "reason": reason} for axes, reason in outcome.fixed.items()],
+        "tolerance": TOLERANCE[precision],
+        "error": max(c.error for f in outcome.files for c in f.checks),
+        "max_rank": max(f.facts.max_rank for f in outcome.files),
+        **outcome.files[0].facts.extra,
+        "artifacts": [_artifact(f) for f in outcome.files],
+        "versions": _versions(target),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write manifest.json and summary.md into ``folder``."""
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / SUMMARY).write_text(summary(content))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest in ``folder``; None where there is none that can be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _artifact(written: Written) -> dict[str, Any]:
+    path, facts = written.path, written.facts
+    companions = sorted(p for p in path.parent.iterdir() if p != path and p.name.startswith(f"{path.name}."))
+    return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "companions": [{"file": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in companions],
+        "inputs": [_tensor(t) for t in facts.inputs],
+        "outputs": [_tensor(t) for t in facts.outputs],
+        "nodes": sum(facts.operators.values()),
+        "operators": facts.operators,
+        "max_rank": facts.max_rank,
+        "unranked_tensors": facts.unranked,
+        "checks": [_check(c) for c in written.checks],
+    }
+
+
+def _tensor(info: TensorInfo) -> dict[str, Any]:
+    return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {
+        "batch": check.case.batch,
+        "height": check.case.size[0],
+        "width": check.case.size[1],
+        "asked": check.case.asked,
+        "error": check.error,
+        "negative_control": check.control,
+        "top1_agreement": check.top1,
+        "batch_against_single": check.batch_error,
+        "unstable_images_replaced": check.replaced,
+    }
+
+
+def _preprocess(prepared: Prepared) -> dict[str, Any]:
+    values = "RGB in [0, 1]" if prepared.preprocess else "(RGB in [0, 1] - mean) / std"
+    return {
+        "in_graph": prepared.preprocess,
+        "input": values if prepared.in_chans == 3 else values.replace("RGB", f"{prepared.in_chans} channels"),
+        "mean": list(prepared.mean),
+        "std": list(prepared.std),
+    }
+
+
+def _versions(target: Target) -> dict[str, str | None]:
+    return {name: _version(name) for name in ("mixzoo", "torch", "timm", "numpy", *target.packages)}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+# for readers
+
+
+def summary(content: dict[str, Any]) -> str:
+    """The manifest in words: Markdown."""
+    lines = [f"# {content['model']} for {content['target']}", ""]
+    lines += [f"- {label}: {value}" for label, value in _facts(content)]
+    for item in content["artifacts"]:
+        lines += ["", f"## {item['file']}", "", f"sha256 `{item['sha256']}`", ""]
+        lines += [f"- {label}: {value}" for label, value in _artifact_facts(item)]
+        lines += ["", *_markdown_table(_HEADER, [_row(c) for c in item["checks"]])]
+    return "\n".join([*lines, "", _METHOD.format(tolerance=content["tolerance"]), ""])
+
+
+def render(report: Report) -> RenderableType:
+    """The report for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+
+    content = report.manifest
+    grid = Table.grid(padding=(0, 2))
+    for label, value in [*_facts(content), ("folder", str(report.folder))]:
+        grid.add_row(f"[bold]{label}[/]", value)
+    tables: list[RenderableType] = [grid]
+    for item in content["artifacts"]:
+        table = Table(title=f"{item['file']} ({_megabytes(item)})", title_justify="left")
+        for title in _HEADER:
+            table.add_column(title, justify="right")
+        for check in item["checks"]:
+            table.add_row(*_row(check))
+        tables.append(table)
+    return Group(*tables)
+
+
+_HEADER = ("batch", "size", "asked", "error", "other image", "top-1", "batch = single")
+_METHOD = (
+    "Every file was run at every shape listed and compared with the original model in PyTorch, image by image: "
+    "error is max|a - b| / max|b|, at most {tolerance:.0e} passes. *Other image* is the least relative difference "
+    f"that another image makes; it must be at least {CONTROL:.0e} and {CONTROL_MARGIN:.0f} times the error, or the "
+    "comparison could not have failed. Shapes that were not asked for prove that an axis is dynamic."
+)
+
+
+def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
+    pre = content["preprocess"]
+    facts = [
+        ("model", f"{content['model']}, {content['parameters'] / 1e6:.2f} M parameters, {content['form']}"),
+        ("weights", content["weights"]),
+        ("target", f"{content['target']}, {content['precision']}" + _opset(content)),
+        ("input", f"{pre['input']}, float32; mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"),
+        ("axes", describe_axes(tuple(content["dynamic_axes"]))),
+        ("greatest error", f"{content['error']:.1e}"),
+        ("greatest tensor rank", str(content["max_rank"])),
+    ]
+    reasons = [(f"not {' and '.join(r['tried'])} open", r["reason"]) for r in content["fixed_because"]]
+    return [*facts, *reasons, ("made with", _made_with(content))]
+
+
+def _artifact_facts(item: dict[str, Any]) -> list[tuple[str, str]]:
+    operators = ", ".join(f"{name} {count}" for name, count in item["operators"].items())
+    return [
+        ("size", _megabytes(item)),
+        ("inputs", "; ".join(_signature(t) for t in item["inputs"])),
+        ("outputs", "; ".join(_signature(t) for t in item["outputs"])),
+        (f"{item['nodes']} operators", operators),
+    ]
+
+
+def _opset(content: dict[str, Any]) -> str:
+    return f", opset {content['opset']}" if "opset" in content else ""
+
+
+def _made_with(content: dict[str, Any]) -> str:
+    packages = [f"{name} {number}" for name, number in content["versions"].items() if number]
+    return ", ".join([*packages, f"Python {content['python']}", content["platform"]])
+
+
+def _signature(tensor: dict[str, Any]) -> str:
+    return f"{tensor['name']} {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)
+
+
+def _megabytes(item: dict[str, Any]) -> str:
+    total = item["bytes"] + sum(c["bytes"] for c in item["companions"])
+    return f"{total / 1e6:.1f} MB"
+
+
+def _row(check: dict[str, Any]) -> list[str]:
+    top1, batch = check["top1_agreement"], check["batch_against_single"]
+    return [
+        str(check["batch"]),
+        size_name((check["height"], check["width"])),
+        "yes" if check["asked"] else "proof",
+        f"{check['error']:.1e}",
+        f"{check['negative_control']:.1e}",
+        "-" if top1 is None else f"{top1:.0%}",
+        "-" if batch is None else f"{batch:.1e}",
+    ]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
