@@ -70,7 +70,8 @@ def as_table(tensor: Tensor, like: Tensor) -> Tensor:
         ValueError: the count fits no grid with the leading axes of ``like``.
     """
     lead, grid = like.shape[:-2], like.shape[-2:]
-    if tensor.ndim == like.ndim and tensor.shape[:-2] == lead:
+    flattened = tensor.shape[-1] == 1 and grid[1] != 1  # FcaFormer's scales keep a last axis of one
+    if tensor.ndim == like.ndim and tensor.shape[:-2] == lead and not flattened:
         return resize_table(tensor, (grid[0], grid[1]))
     count, rest = divmod(tensor.numel(), lead.numel())
     side = int(count**0.5 + 0.5)

@@ -48,7 +48,7 @@ class ClassifierHead(nn.Module):
     ) -> None:
         super().__init__()
         self.distilled_training = False
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        self.global_pool = _pool(global_pool)
         features = dim * self.global_pool.feat_mult()
         self.norm = norm(features) if norm else nn.Identity()
         self.hidden = hidden(features) if hidden else nn.Identity()
@@ -62,18 +62,22 @@ class ClassifierHead(nn.Module):
         """Replace the classifiers, and the pooling if one is named.
 
         Raises:
-            ValueError: classes are asked for without pooling.
+            ValueError: the pooling makes vectors of another width.
         """
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        if num_classes and self.global_pool.is_identity():
-            raise ValueError("global_pool='' returns the map and has no classifier: pass num_classes=0, or a pooling")
-        self.fc = _classifier(self.hidden_size, num_classes)
-        self.fc_dist = _classifier(self.hidden_size, num_classes) if self.distilled else None
+            pool = _pool(global_pool)
+            if global_pool and pool.feat_mult() != self.global_pool.feat_mult():
+                raise ValueError(f"global_pool={global_pool!r} makes vectors of another width: build the model with it")
+            self.global_pool = pool
+        like = next(self.parameters(), None)
+        self.fc = _classifier(self.hidden_size, num_classes, like).train(self.training)
+        self.fc_dist = _classifier(self.hidden_size, num_classes, like).train(self.training) if self.distilled else None
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         x = self.global_pool(x)
         if self.global_pool.is_identity():
+            if not isinstance(self.fc, nn.Identity) and not pre_logits:
+                raise ValueError("global_pool='' leaves a map, which the classifier cannot take: name a pooling")
             return x
         features = self.drop(self.hidden(self.norm(x)))
         if self.fc_dist is None:
@@ -87,10 +91,17 @@ class ClassifierHead(nn.Module):
         return (logits + teacher) / 2
 
 
-def _classifier(features: int, num_classes: int) -> nn.Module:
+def _pool(name: str) -> SelectAdaptivePool2d:
+    return SelectAdaptivePool2d(pool_type=name, flatten=bool(name))
+
+
+def _classifier(features: int, num_classes: int, like: Tensor | None) -> nn.Module:
+    """A fresh linear classifier on the device and of the type of ``like``."""
     if not num_classes:
         return nn.Identity()
     fc = nn.Linear(features, num_classes)
+    if like is not None:
+        fc = fc.to(like.device, like.dtype)
     nn.init.trunc_normal_(fc.weight, std=0.02)
     nn.init.zeros_(fc.bias)
     return fc

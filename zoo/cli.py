@@ -188,27 +188,42 @@ def _run_folder(checkpoint: Path | None) -> Path | None:
 
 @app.command()
 def export(
-    model: Model,
-    to: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "onnx",
-    out: Annotated[Path, typer.Option(help="Folder for the artifact, its manifest and the summary.")] = Path("exports"),
+    model: Annotated[str, typer.Argument(help="A model's name; timm:NAME is timm's own.", show_default=False)],
+    to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; exports/MODEL by default.")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = False,
-    sizes: Annotated[str, typer.Option(help="Sizes to verify, such as 224,192x256 (height x width).")] = "",
-    batches: Annotated[str, typer.Option(help="Batches to verify, such as 1,3.")] = "1",
-    preprocess: Annotated[bool, typer.Option(help="Put mean/std normalisation in the graph.")] = False,
+    sizes: Annotated[str, typer.Option(help="Sizes to verify: 224,192x256. The model's own by default.")] = "",
+    batches: Annotated[str, typer.Option(help="Batches to verify: 1,3.")] = "1",
+    preprocess: Annotated[bool, typer.Option("--preprocess", help="Put mean/std normalisation in the graph.")] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; the exporter's own by default.")] = None,
     as_json: Json = False,
 ) -> None:
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
     from ..export import export as write
+    from ..export import render
 
+    asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset}
+    if _run_folder(checkpoint):
+        asked |= {"model": _load(model, checkpoint, pretrained)[0], "name": model}
+    else:
+        asked |= {"model": model, "checkpoint": checkpoint, "pretrained": pretrained}
+        asked |= {"model_options": _options_of(model, checkpoint)} if checkpoint else {}
     with progress() as step:
-        step(f"exporting {model}")
-        reports = write(
-            model, to=_split(to), out=out, sizes=sizes or None, batches=batches, checkpoint=checkpoint, opset=opset
-        )
-    for report in reports:
-        show(str(report))
+        reports = write(to=_split(to), out=out, sizes=sizes or None, batches=batches, say=step, **asked)
+    if as_json:
+        show_json([{"folder": str(report.folder), **report.manifest} for report in reports])
+    else:
+        for report in reports:
+            show(render(report))
+
+
+def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
+    """What must be told to build ``model`` for ``checkpoint``; nothing where it is no model of the zoo."""
+    from .loading import checkpoint_options
+    from .registry import VARIANTS
+
+    return checkpoint_options(model, checkpoint) if model in VARIANTS else {}
 
 
 @app.command()

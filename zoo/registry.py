@@ -17,13 +17,15 @@ from torch import nn
 from . import efficientvit, fcaformer, metaformer, shvit, van, weights
 from .download import fetch
 from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
-from .shell import Backbone
+from .shell import Backbone, factory
 from .spec import BackboneSpec, Variant, Weights
 
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in (metaformer, efficientvit, shvit, van, fcaformer)}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
 _SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")
 _TIMM_OPTIONS = (
+    "device",
+    "dtype",
     "features_only",
     "out_indices",
     "feature_cls",
@@ -178,8 +180,9 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
         if overlay.get("file") or overlay.get("url"):
             overlay.setdefault("custom_load", True)
         indices = tuple(range(len(spec.stages)))
+        placement = {k: options.pop(k) for k in ("device", "dtype") if k in options}
         return build_model_with_cfg(
-            partial(Backbone, spec),
+            partial(_construct, spec, placement),
             name,
             pretrained,
             pretrained_cfg_overlay=overlay or None,
@@ -190,6 +193,11 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"{variant.name}: {variant.description} (arXiv:{variant.paper})"
     return build
+
+
+def _construct(spec: BackboneSpec, placement: dict[str, Any], **options: Any) -> Backbone:
+    with factory(**placement):
+        return Backbone(spec, **options)
 
 
 def _selected(variant: Variant, cfg: Any) -> Weights:

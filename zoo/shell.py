@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ class Backbone(nn.Module):
         self.apply(spec.init)
 
     def _build_stages(self, drop_path_rate: float) -> None:
-        rates = torch.linspace(0, drop_path_rate, sum(s.depth for s in self.spec.stages)).tolist()
+        total = sum(s.depth for s in self.spec.stages)
+        rates = [drop_path_rate * i / max(1, total - 1) for i in range(total)]
         grid, dim = conv_out_size(self.stem, self.img_size), self.spec.stages[0].dim
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
@@ -157,6 +159,19 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
+    def set_input_size(self, img_size: int | Size) -> None:
+        """Make the position tables for another image size, resizing what they hold (bicubic)."""
+        size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        like = next(self.parameters())
+        with factory(like.device, like.dtype):
+            other = weights.rebuilt(self, img_size=size)
+        other.load_state_dict(self.state_dict())
+        trainable = {name: p.requires_grad for name, p in self.named_parameters()}
+        for name, parameter in other.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        self.stages = other.stages.train(self.training)
+        self.img_size = size
+
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether a distilled model in training returns (logits, logits for the teacher) instead of their mean."""
         self.head.distilled_training = enable
@@ -170,7 +185,7 @@ class Backbone(nn.Module):
         """Parameters that the papers train without weight decay."""
         found = set()
         for prefix, module in self.named_modules():
-            found.update(f"{prefix}.{name}" for name in getattr(module, "no_weight_decay", ()) if module is not self)
+            found.update(f"{prefix}.{name}" for name in getattr(module, "undecayed", ()))
         return found
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -189,6 +204,18 @@ class Backbone(nn.Module):
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
         """Load a checkpoint file, adapted to this model's classes and image channels."""
         weights.load(self, checkpoint_path)
+
+
+@contextmanager
+def factory(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Tensors made in this block are on ``device`` and of ``dtype``, where those are given."""
+    default = torch.get_default_dtype()
+    with torch.device(device) if device is not None else nullcontext():
+        try:
+            torch.set_default_dtype(dtype or default)
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 _FINE_GROUPS = [

@@ -30,7 +30,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ..blocks.deploy import deploy_form, redeploy
-from ..blocks.geometry import as_table
+from ..blocks.geometry import Size, as_table
 from ..blocks.tables import GridModule
 from .errors import CheckpointError, DeployFormError
 from .keys import KeyMap
@@ -132,7 +132,7 @@ def recognise(model: Backbone, state_dict: Mapping[str, Any]) -> str:
     """
     own = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
     if deploy_form(model):
-        other = _undeployed(model)
+        other = rebuilt(model)
         theirs = [k for k in other.state_dict() if not k.endswith("num_batches_tracked")]
         trained = max(_share(theirs, state_dict), *(_share(map(m.foreign, theirs), state_dict) for m in _maps(other)))
         return "train" if trained > _share(own, state_dict) else "own"
@@ -157,20 +157,20 @@ def _is_deployed(model: Backbone, state_dict: Mapping[str, Any], share: float) -
     return _share(folded, state_dict) > share
 
 
-def _undeployed(model: Backbone) -> Backbone:
-    """A train-form model of the same build."""
+def rebuilt(model: Backbone, img_size: Size | None = None) -> Backbone:
+    """A fresh model of the same build in training form, for ``img_size`` where one is given."""
     return type(model)(
         model.spec,
         num_classes=model.num_classes,
         in_chans=model.in_chans,
         global_pool=model.head.global_pool.pool_type,
-        img_size=model.img_size,
+        img_size=img_size or model.img_size,
     )
 
 
 def _through_deploy(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """A train-form ``state_dict`` in the deploy form that ``model`` has."""
-    other = _undeployed(model)
+    other = rebuilt(model)
     other.load_state_dict(state_dict)
     return redeploy(other, deploy_form(model)).state_dict()
 

@@ -35,7 +35,7 @@ class CascadedGroupAttention(nn.Module):
         window: side of a window.
     """
 
-    no_weight_decay = ("bias.table",)
+    undecayed = ("bias.table",)  # parameters trained without weight decay
 
     def __init__(
         self,
