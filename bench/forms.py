@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..blocks.deploy import deploy
+from ..export.verify import synthetic_image
 from ..zoo.errors import UnknownNameError
 from ..zoo.extras import available, require
 
@@ -70,9 +71,10 @@ def get_form(name: str) -> Form:
     return FORMS[name]
 
 
-def example(*shape: int) -> torch.Tensor:
-    """An input of ``shape`` (B, C, H, W) like a normalised image: always the same one."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def example(batch: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """Normalised images (B, C, H, W), always the same ones."""
+    images = [synthetic_image(channels, (height, width), index) for index in range(batch)]
+    return (torch.cat(images) - 0.45) / 0.22
 
 
 def _always() -> str | None:

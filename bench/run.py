@@ -241,12 +241,17 @@ def _compare(
 
 
 def _measure_memory(candidate: _Candidate, x: torch.Tensor, threads: int) -> None:
-    peak = peak_memory(partial(_rebuild, candidate.form.name, candidate.subject, tuple(x.shape), threads))
+    peak = peak_memory(partial(_rebuild, candidate.form.name, candidate.subject, _shape(x), threads))
     if peak is not None:
         candidate.row = replace(candidate.row, peak_memory_mb=round(peak / 2**20, 1))
 
 
-def _rebuild(form: str, subject: Subject, shape: Sequence[int], threads: int) -> Callable[[], torch.Tensor]:
+def _shape(x: torch.Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, channels, height, width
+
+
+def _rebuild(form: str, subject: Subject, shape: tuple[int, int, int, int], threads: int) -> Callable[[], torch.Tensor]:
     torch.set_num_threads(threads)
     return get_form(form).build(subject, example(*shape), threads)
 

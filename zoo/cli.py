@@ -172,10 +172,9 @@ def _load(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any, li
     if run is None or pretrained:
         return load_model(name, checkpoint, pretrained), None
     from ..train.checkpoint import load_run
-    from .registry import get_variant
 
     trained = load_run(run)
-    if get_variant(name).name != trained.recipe.model.name:
+    if name != trained.recipe.model.name:
         raise typer.BadParameter(f"{run} trained {trained.recipe.model.name}, not {name}.", param_hint="--checkpoint")
     return trained.model, [str(c) for c in trained.record["classes"]]
 

@@ -98,7 +98,7 @@ def facts(name: str) -> Record:
         "mean": list(variant.mean),
         "std": list(variant.std),
         "weights_published": [_weights(w) for w in variant.weights if w.url or w.hf_hub_id],
-        "recipes": recipes_for(variant.name),
+        "recipes": recipes_for(variant.name, variant.family),
     }
 
 
@@ -118,11 +118,11 @@ def _weights(item: Weights) -> Record:
     }
 
 
-def recipes_for(name: str) -> list[str]:
-    """Names of the package's training recipes for the model ``name``."""
+def recipes_for(*names: str) -> list[str]:
+    """Names of the package's training recipes for any model or family of ``names``."""
     files = (f for f in (resources.files(configs) / "recipes").iterdir() if f.name.endswith(".yaml"))
     trees = {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text(encoding="utf-8")) for f in files}
-    return sorted(recipe for recipe, tree in trees.items() if (tree.get("model") or {}).get("name") == name)
+    return sorted(recipe for recipe, tree in trees.items() if (tree.get("model") or {}).get("name") in names)
 
 
 # tables
