@@ -1,0 +1,27 @@
+"""Training: a typed recipe in, a checked checkpoint out.
+
+from mixzoo.train import load_run, train
+
+result = train("shvit_digits", ["schedule.epochs=5"], out="runs/digits")
+model = load_run("runs/digits").model
+"""
+
+from ..zoo.extras import require
+
+require("pydantic", extra="train")
+
+from .checkpoint import Trained, load_run  # noqa: E402
+from .engine import DivergedError, TrainResult, train  # noqa: E402
+from .recipe import Recipe, RecipeError, list_recipes, load_recipe  # noqa: E402
+
+__all__ = [
+    "DivergedError",
+    "Recipe",
+    "RecipeError",
+    "TrainResult",
+    "Trained",
+    "list_recipes",
+    "load_recipe",
+    "load_run",
+    "train",
+]
