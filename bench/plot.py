@@ -38,10 +38,14 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
 def _draw(rows: Sequence[Row], kind: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     labels = list(dict.fromkeys(row.label for row in rows))
+    for model in dict.fromkeys(row.model for row in rows):
+        line = sorted(_place(row) for row in rows if row.model == model)
+        axes.plot([x for x, _ in line], [y for _, y in line], color="0.8", linewidth=1, zorder=1)
     for label, marker in zip(labels, MARKERS * (1 + len(labels) // len(MARKERS)), strict=False):
         places = [_place(row) for row in rows if row.label == label]
         axes.scatter([x for x, _ in places], [y for _, y in places], marker=marker, label=label, zorder=3)
@@ -51,6 +55,9 @@ def _draw(rows: Sequence[Row], kind: str) -> bytes:
     axes.set_xlabel(f"median latency, ms (batch {first.batch}, {first.threads} threads)")
     axes.set_ylabel("published ImageNet-1k top-1, %")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="both", linewidth=0.3)
     axes.legend()
     buffer = io.BytesIO()

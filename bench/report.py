@@ -24,7 +24,7 @@ def table(rows: Sequence[Row]) -> Table:
     grid = Table(title=_title(rows), title_justify="left", header_style="bold")
     grid.add_column("model", no_wrap=True)
     grid.add_column("form", no_wrap=True)
-    for heading in ("median ms", "p90 ms", "img/s", "memory MiB", "MACs G", "times faster", "paired", "error"):
+    for heading in ("median ms", "p90 ms", "img/s", "memory MiB", "MACs G", "speedup", "paired", "error"):
         grid.add_column(heading, justify="right", no_wrap=True)
     grid.add_column("than, or why not")
     for row in rows:
@@ -87,9 +87,9 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
 def summary_lines(rows: Iterable[Row]) -> list[str]:
     """One sentence for each entry of `summaries`."""
     return [
-        f"{form}: {s['geometric_mean']:.2f} times faster than {s['baseline']} in the geometric mean over {s['models']} "
-        f"model{'s' if s['models'] > 1 else ''} ({s['paired_geometric_mean']:.2f} pair by pair), "
-        f"least on {s['slowest']} ({s['slowest_speedup']:.2f})"
+        f"{form}: {s['geometric_mean']:.2f} times as fast as {s['baseline']}, the geometric mean over {s['models']} "
+        f"model{'s' if s['models'] > 1 else ''} ({s['paired_geometric_mean']:.2f} pair by pair); "
+        f"least on {s['slowest']}: {s['slowest_speedup']:.2f}"
         for form, s in summaries(rows).items()
     ]
 
@@ -98,7 +98,12 @@ def full_report(rows: Sequence[Row], machine: Mapping[str, Any]) -> RenderableTy
     """The table, the machine it was taken on, and the means."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     place = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_1min']} at the start; {versions}"
-    return Group(table(rows), place, *summary_lines(rows))
+    busy = "The machine was busy with other work, so these figures are rough." if _was_busy(machine) else ""
+    return Group(table(rows), place, *filter(None, [busy]), *summary_lines(rows))
+
+
+def _was_busy(machine: Mapping[str, Any]) -> bool:
+    return float(machine["load_1min"]) > 0.5 * int(machine["cores"] or 1)
 
 
 def json_lines(rows: Iterable[Row], machine: Mapping[str, Any]) -> str:

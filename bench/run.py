@@ -189,7 +189,8 @@ def _candidates(
     if settings.against:
         forms = ["eager"] + [f for f in settings.forms if f == "onnxruntime"]
         theirs = subjects.timms(name, folder)
-        blank = replace(blank, source=settings.against, reason=missing)
+        known = {} if missing else _facts(name, theirs, height, width)
+        blank = replace(blank, source=settings.against, reason=missing, **known)
         found = [_Candidate(replace(blank, form=f), get_form(f), theirs) for f in forms] + found
     return found
 
