@@ -7,7 +7,6 @@ MIXZOO_DEBUG=1) shows the traceback instead. Results go to standard output, prog
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,8 +70,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def show(what: RenderableType) -> None:
     """Print a table or a text to standard output, plain where that is no terminal."""
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    Console(width=PLAIN_WIDTH if plain else None, highlight=False).print(what)
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False).print(what)
 
 
 def show_json(value: Any) -> None:
