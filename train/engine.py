@@ -157,7 +157,7 @@ class _Loop:
         images = normalise(augment(images, self.recipe.augment, self.generator), self.recipe.data)
         loss = self.loss(self.model(images), labels)
         value = loss.item()
-        self._check(value, epoch)
+        self._check("the loss", value, epoch)
         self.optimizer.zero_grad()
         loss.backward()
         if self.recipe.optim.clip_grad is not None:
@@ -169,16 +169,16 @@ class _Loop:
 
     def _test(self, split: Split, epoch: int) -> float:
         logits = predict_logits(self.model.eval(), split.images, self.recipe)
-        self._check(logits.sum().item(), epoch)
+        self._check("the sum of the test logits", logits.sum().item(), epoch)
         return accuracy(logits, split.labels)
 
-    def _check(self, value: float, epoch: int) -> None:
-        """Stop at the first value that is not finite: a loss, or the sum of the test logits."""
+    def _check(self, what: str, value: float, epoch: int) -> None:
+        """Stop at the first value that is not finite."""
         if not math.isfinite(value):
             lr = self.optimizer.param_groups[0]["lr"]
             raise DivergedError(
                 f"Training diverged at step {self.updates + 1} (epoch {epoch} of {self.recipe.schedule.epochs}, "
-                f"learning rate {lr:.3g}): the loss is {value}. Nothing was saved; "
+                f"learning rate {lr:.3g}): {what} is {value}. Nothing was saved; "
                 f"try a lower optim.lr (now {self.recipe.optim.lr:.3g}), a longer warm-up or optim.clip_grad=1."
             )
 

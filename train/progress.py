@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class TrainProgress:
@@ -23,14 +23,15 @@ class TrainProgress:
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} images/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("loss {task.fields[loss]:.3f}  test {task.fields[test]}  {task.fields[speed]:.0f} images/s"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("train", total=epochs * steps, epoch=1, epochs=epochs, loss=0.0, speed=0.0)
+        self.task = self.bar.add_task(
+            "train", total=epochs * steps, epoch=1, epochs=epochs, loss=0.0, test="-", speed=0.0
+        )
 
     def __enter__(self) -> TrainProgress:
         self.bar.start()
@@ -47,6 +48,7 @@ class TrainProgress:
 
     def epoch(self, epoch: int, loss: float, accuracy: float, speed: float, seconds_left: float) -> None:
         """``epoch`` (from 1) is done; ``accuracy`` is a share."""
+        self.bar.update(self.task, test=f"{accuracy:.2%}")
         if not self.console.is_terminal:
             self.console.print(
                 f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  test accuracy {accuracy:.2%}  "
