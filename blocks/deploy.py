@@ -1,7 +1,8 @@
 """The inference form of a model: a pure walk that folds and fuses what each block says can be folded.
 
 `fold` computes the same function with fewer operations and is neutral to layout and runtime; exporters start from it.
-`deploy` goes on to arrange it for PyTorch: channels-last memory and 1x1 convolutions as matrix products.
+`deploy` goes on to arrange it for PyTorch: channels-last memory, and convolutions with packed weights that apply the
+activation after them and add the shortcut around them.
 
 What folds: batch norms into the convolution or linear before or after them, layer scales into what precedes them, the
 constants of StarReLU into what follows, identity shortcuts and scaled shortcuts, position biases, a classifier's norm,
@@ -20,7 +21,7 @@ from timm.layers import ConvMlp, DropPath
 from torch import nn
 
 from .fuse import fuse_chain
-from .pointwise import as_pointwise
+from .packed import pack
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _DROPPED = (nn.Dropout, nn.Dropout2d, DropPath, nn.Identity)
@@ -50,7 +51,7 @@ def deploy(model: ModuleT, compile: bool = False) -> ModuleT:
     """
     result = fold(model)
     if deploy_form(result) != "deployed":
-        result = as_pointwise(result)  # type: ignore[assignment]
+        result = pack(result)  # type: ignore[assignment]
         result = result.to(memory_format=torch.channels_last)
         result.deploy_form = "deployed"  # type: ignore[assignment]
     return torch.compile(result) if compile else result  # type: ignore[return-value]

@@ -58,8 +58,8 @@ class ClassifierHead(nn.Module):
         self.distilled = distilled
         self.reset(num_classes)
 
-    def reset(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifiers, and the pooling if one is named.
+    def reset(self, num_classes: int, global_pool: str | None = None, like: Tensor | None = None) -> None:
+        """Replace the classifiers, on the device and of the type of ``like``, and the pooling if one is named.
 
         Raises:
             ValueError: the pooling makes vectors of another width.
@@ -69,7 +69,6 @@ class ClassifierHead(nn.Module):
             if global_pool and pool.feat_mult() != self.global_pool.feat_mult():
                 raise ValueError(f"global_pool={global_pool!r} makes vectors of another width: build the model with it")
             self.global_pool = pool
-        like = next(self.parameters(), None)
         self.fc = _classifier(self.hidden_size, num_classes, like).train(self.training)
         self.fc_dist = _classifier(self.hidden_size, num_classes, like).train(self.training) if self.distilled else None
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from timm.layers import Format
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -116,7 +117,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: an unknown ``output_fmt``.
         """
-        if str(output_fmt) not in ("NCHW", "NHWC"):
+        layout = Format(output_fmt)
+        if layout not in (Format.NCHW, Format.NHWC):
             raise ValueError(f"output_fmt {output_fmt!r} is neither 'NCHW' nor 'NHWC'")
         taken, last = feature_take_indices(len(self.stages), indices)
         maps = []
@@ -124,17 +126,17 @@ class Backbone(nn.Module):
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if index in taken:
-                maps.append(self._feature(x, index, norm, str(output_fmt)))
+                maps.append(self._feature(x, index, norm, layout))
         if intermediates_only:
             return maps
         return (self.norm(x) if index == len(self.spec.stages) - 1 else x), maps
 
-    def _feature(self, x: Tensor, index: int, norm: bool, output_fmt: str) -> Tensor:
+    def _feature(self, x: Tensor, index: int, norm: bool, layout: Format) -> Tensor:
         if self.necks is not None:
             x = self.necks[index](x)
         elif norm and index == len(self.spec.stages) - 1:
             x = self.norm(x)
-        return x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1)
+        return x if layout == Format.NCHW else x.permute(0, 2, 3, 1)
 
     # what timm asks of a model
 
@@ -157,7 +159,7 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (0 classes: none), and the pooling where one is named."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        self.head.reset(num_classes, global_pool, like=next(self.parameters()))
 
     def set_input_size(self, img_size: int | Size) -> None:
         """Make the position tables for another image size, resizing what they hold (bicubic)."""

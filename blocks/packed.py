@@ -1,0 +1,99 @@
+"""Convolutions of the deploy form: fused with the activation after them and the shortcut around them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.packed_conv import ConvShape, PackedWeight, conv_act
+from .act import SquaredReLU
+from .residual import FoldedResidual
+
+_ACTS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
+
+
+class PackedConv2d(nn.Module):
+    """``act(conv(x))``, or with a residual ``act(conv(x)) + residual``; see `mixzoo.kernels.packed_conv`.
+
+    Args:
+        conv: the convolution, with zero padding.
+        act: 'none', 'relu' or 'gelu'.
+    """
+
+    def __init__(self, conv: nn.Conv2d, act: str = "none") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
+        padding, stride, dilation = (tuple(int(n) for n in p) for p in (conv.padding, conv.stride, conv.dilation))
+        self.shape = ConvShape(padding, stride, dilation, conv.groups, act)  # type: ignore[arg-type]
+        self.packed = PackedWeight()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return conv_act(x, self.weight, self.bias, self.shape, self.packed, residual)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, {self.shape}"
+
+
+class FusedResidual(nn.Module):
+    """``x + fn(x)`` whose last convolution adds x itself."""
+
+    def __init__(self, fn: nn.Sequential) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        *body, last = self.fn
+        out = x
+        for module in body:
+            out = module(out)
+        return last(out, x)
+
+
+class InplaceSquare(nn.Module):
+    """``x ** 2`` in the memory of x: for the fresh result of a convolution that has applied the ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(x) if not torch.is_grad_enabled() else x * x
+
+
+def pack(module: nn.Module) -> nn.Module:
+    """``module`` with its convolutions packed and fused with their neighbours, in place where it can."""
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return PackedConv2d(module)
+    for name, child in module.named_children():
+        setattr(module, name, pack(child))
+    if type(module) is nn.Sequential:
+        return _fuse_acts(module)
+    if type(module) is FoldedResidual and _ends_in_conv(module.fn):
+        return FusedResidual(module.fn if isinstance(module.fn, nn.Sequential) else nn.Sequential(module.fn))
+    return module
+
+
+def _ends_in_conv(fn: nn.Module) -> bool:
+    last = fn[-1] if isinstance(fn, nn.Sequential) else fn
+    return isinstance(last, PackedConv2d) and last.shape.act == "none"
+
+
+def _fuse_acts(sequence: nn.Sequential) -> nn.Sequential:
+    """``sequence`` with each activation that follows a convolution moved into it."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    previous: nn.Module | None = None
+    for name, module in sequence.named_children():
+        if isinstance(previous, PackedConv2d) and previous.shape.act == "none":
+            act = _ACTS.get(type(module)) if getattr(module, "approximate", "none") == "none" else None
+            if act:
+                _set_act(previous, act)
+                continue
+            if isinstance(module, SquaredReLU):
+                _set_act(previous, "relu")
+                module = InplaceSquare()
+        modules[name] = previous = module
+    return nn.Sequential(modules)
+
+
+def _set_act(conv: PackedConv2d, act: str) -> None:
+    conv.shape = ConvShape(conv.shape.padding, conv.shape.stride, conv.shape.dilation, conv.shape.groups, act)
+
