@@ -79,6 +79,7 @@ class Row:
         params_m: learned parameters, 1e6.
         top1: published ImageNet-1k top-1 accuracy, %.
         reason: why it was not timed.
+        failed: whether that is a failure (it crashed, or its outputs are wrong), not something this machine lacks.
     """
 
     model: str
@@ -102,6 +103,7 @@ class Row:
     params_m: float | None = None
     top1: float | None = None
     reason: str | None = None
+    failed: bool = False
 
     @property
     def label(self) -> str:
@@ -117,8 +119,8 @@ class _Candidate:
     subject: Subject
     run: Callable[[], torch.Tensor] | None = None
 
-    def fail(self, reason: str) -> None:
-        self.row, self.run = replace(self.row, reason=reason), None
+    def drop(self, reason: str, failed: bool) -> None:
+        self.row, self.run = replace(self.row, reason=reason, failed=failed), None
 
 
 def bench(
@@ -211,20 +213,20 @@ def _build(candidate: _Candidate, x: torch.Tensor, threads: int, wanted: dict[st
     """
     reason = candidate.row.reason or candidate.form.unavailable()
     if reason:
-        candidate.fail(reason)
+        candidate.drop(reason, failed=False)
         return
     try:
         candidate.run = candidate.form.build(candidate.subject, x, threads)
         outputs = candidate.run().clone()
     except Exception as error:  # whatever a runtime raises is that form's reason, and the others still run
-        candidate.fail(first_line(error))
+        candidate.drop(first_line(error), failed=True)
         return
     off, compared = _compare(candidate.row, x, outputs, wanted)
     candidate.row = replace(candidate.row, error=off, compared=compared)
     if off is None or off <= subjects.AGREES:
         wanted.setdefault(candidate.row.source, outputs)
     else:  # also where it is nan
-        candidate.fail(f"its {compared} differ by {off:.1e} relative, so it was not timed")
+        candidate.drop(f"its {compared} differ by {off:.1e} relative, so it was not timed", failed=True)
 
 
 def _compare(

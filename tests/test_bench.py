@@ -153,7 +153,7 @@ def test_another_model_in_timms_place_is_not_timed(monkeypatch: pytest.MonkeyPat
     for label in ("mixzoo eager", "mixzoo deploy"):
         assert rows[label].median_ms is None
         assert rows[label].error is not None and rows[label].error > 0.05
-        assert "not timed" in (rows[label].reason or "")
+        assert "not timed" in (rows[label].reason or "") and rows[label].failed
 
 
 def test_poolformer_is_compared_before_timms_other_head() -> None:
@@ -180,6 +180,7 @@ def test_a_form_that_cannot_run_is_a_row_with_the_reason(monkeypatch: pytest.Mon
     assert rows["mixzoo eager"].median_ms
     assert rows["mixzoo compile"].reason == "no compiler"
     assert rows["mixzoo onnxruntime"].reason == "RuntimeError: no such instruction"
+    assert [rows[f"mixzoo {form}"].failed for form in ("eager", "compile", "onnxruntime")] == [False, False, True]
 
 
 @pytest.mark.slow

@@ -259,14 +259,26 @@ def test_export_writes_a_verified_file(checkpoint: Path, tmp_path: Path) -> None
 
 def test_bench_writes_json_lines_that_plot_draws(tmp_path: Path) -> None:
     file, picture = tmp_path / "b.jsonl", tmp_path / "b.svg"
-    options = ("--form", "eager,deploy", "--size", "64", "--runs", 2, "--threads", 1, "--no-memory")
+    options = ("--form", "eager,deploy", "--size", "96", "--runs", 2, "--threads", 1, "--no-memory")
     out = mixzoo_command("bench", "shvit_s1", *options, "--out", file).stdout
     assert all(text in out for text in ("shvit_s1", "deploy", "median ms", "speedup", "torch 2"))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(row["form"], row["height"], row["threads"]) for row in rows] == [("eager", 64, 1), ("deploy", 64, 1)]
+    assert [(row["form"], row["height"], row["threads"]) for row in rows] == [("eager", 96, 1), ("deploy", 96, 1)]
     assert all(row["median_ms"] > 0 and row["machine"]["cpu"] for row in rows)
     assert str(picture) in mixzoo_command("plot", file, "--out", picture).stdout
     assert ">shvit_s1<" in picture.read_text()
+
+
+def test_bench_with_a_form_that_breaks_fails_and_shows_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from mixzoo.bench import forms
+
+    monkeypatch.setitem(forms.FORMS, "deploy", replace(forms.FORMS["deploy"], build=lambda *_: 1 / 0))
+    options = ("--size", "64", "--runs", 1, "--threads", 1, "--no-memory")
+    result = mixzoo_command("bench", "shvit_s1", *options, code=FAILED)
+    assert "ZeroDivisionError" in result.stdout and "eager" in result.stdout
+    assert "shvit_s1 mixzoo deploy could not be timed" in result.stderr
 
 
 def test_bench_where_nothing_can_be_timed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +290,7 @@ def test_bench_where_nothing_can_be_timed_fails(monkeypatch: pytest.MonkeyPatch)
     options = ("--form", "compile", "--size", "64", "--no-memory")
     result = mixzoo_command("bench", "shvit_s1", *options, code=FAILED)
     assert "no compiler" in result.stdout
-    assert "Nothing was timed" in result.stderr
+    assert "Nothing could be timed" in result.stderr
 
 
 @pytest.mark.slow

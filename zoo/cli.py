@@ -254,8 +254,11 @@ def bench(
         typer.echo(report.json_lines(rows, machine), nl=False)
     else:
         show(report.full_report(rows, machine))
+    broken = [f"{row.model} {row.label}" for row in rows if row.failed]
+    if broken:
+        raise MixzooError(f"{', '.join(broken)} could not be timed: the table says why.")
     if not any(row.median_ms for row in rows):
-        raise MixzooError("Nothing was timed: the table says why.")
+        raise MixzooError("Nothing could be timed: the table says why.")
 
 
 def _one_size(text: str) -> tuple[int, int] | None:
