@@ -17,9 +17,9 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.mixzoo-installed
 EXTRAS = dev,onnx,train
 PYTHON =
-WORKERS = auto
+WORKERS = logical
 # one thread to a worker: two workers with two threads each on two cores are slower than two with one
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test test-full fast lint types format coverage clean distclean install
 .DEFAULT_GOAL = test

@@ -27,6 +27,7 @@ from pathlib import Path
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 SAMPLE_SECONDS = 0.001
+FAREWELL_SECONDS = 10.0
 
 Run = Callable[[], object]
 
@@ -46,7 +47,9 @@ def peak_memory(build: Callable[[], Run], calls: int = 3, timeout: float = 600.0
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(timeout) else None
+        peak = receiver.recv() if receiver.poll(timeout) else None
+        process.join(FAREWELL_SECONDS)  # time to clean up after itself
+        return peak
     except EOFError:
         return None
     finally:
