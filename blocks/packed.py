@@ -96,4 +96,3 @@ def _fuse_acts(sequence: nn.Sequential) -> nn.Sequential:
 
 def _set_act(conv: PackedConv2d, act: str) -> None:
     conv.shape = ConvShape(conv.shape.padding, conv.shape.stride, conv.shape.dilation, conv.shape.groups, act)
-

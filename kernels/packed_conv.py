@@ -55,7 +55,9 @@ def packed_unsupported(x: Tensor, weight: Tensor) -> str | None:
     return None if _HAS_OPS else "this PyTorch lacks mkldnn._convolution_pointwise"
 
 
-_HAS_OPS = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+_HAS_OPS = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
+    torch.ops.mkldnn, "_reorder_convolution_weight"
+)
 
 
 class PackedWeight:
@@ -99,6 +101,4 @@ def conv_act(
         algorithm = "none" if shape.act == "gelu" else ""
         out = torch.ops.mkldnn._convolution_pointwise(x, fast, bias, *layout, shape.act, [], algorithm)
         return out if residual is None else out + residual
-    return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, residual, fast, bias, *layout, "add", None, None, [], None
-    )
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, fast, bias, *layout, "add", None, None, [], None)

@@ -170,9 +170,8 @@ def _cfg(variant: Variant, item: Weights) -> dict[str, Any]:
 
 def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
-        spec = variant.spec
-        if not options.get("features_only") and spec.necks:
-            spec = replace(spec, necks=None)
+        dense = bool(options.get("features_only"))
+        spec = variant.spec if dense else replace(variant.spec, necks=None)
         overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
         if pretrained and not any(overlay.get(k) for k in ("file", "url", "state_dict", "hf_hub_id")):
             item = _selected(variant, options.get("pretrained_cfg"))
@@ -182,7 +181,7 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
         indices = tuple(range(len(spec.stages)))
         placement = {k: options.pop(k) for k in ("device", "dtype") if k in options}
         return build_model_with_cfg(
-            partial(_construct, spec, placement),
+            partial(_construct, spec, placement, dense),
             name,
             pretrained,
             pretrained_cfg_overlay=overlay or None,
@@ -195,9 +194,11 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _construct(spec: BackboneSpec, placement: dict[str, Any], **options: Any) -> Backbone:
+def _construct(spec: BackboneSpec, placement: dict[str, Any], dense: bool, **options: Any) -> Backbone:
     with factory(**placement):
-        return Backbone(spec, **options)
+        model = Backbone(spec, **options)
+    model.head_optional = dense  # timm drops the head of a feature extractor after its weights are loaded
+    return model
 
 
 def _selected(variant: Variant, cfg: Any) -> Weights:

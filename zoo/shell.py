@@ -58,6 +58,7 @@ class Backbone(nn.Module):
             self.num_features, num_classes, global_pool, head.norm, head.hidden, drop_rate, head.distilled
         )
         self.head_hidden_size = self.head.hidden_size
+        self.head_optional = False  # whether a checkpoint without a classifier is whole
         self.apply(spec.init)
 
     def _build_stages(self, drop_path_rate: float) -> None:

@@ -232,6 +232,8 @@ def fit(model: Backbone, state_dict: Mapping[str, Any], source: str = "the check
     tensors = dict(to_own_keys(model, state_dict))
     _adapt_input(model, tensors, own, source)
     kept = _adapt_classifier(model, tensors, own, source)
+    if model.head_optional:
+        kept |= {key for key in own if key.startswith("head.") and key not in tensors}
     problems = _problems(model, tensors, own, kept)
     if problems:
         raise CheckpointError(f"{source} does not fit {_name(model)}:\n{problems}")

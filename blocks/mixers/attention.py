@@ -46,5 +46,7 @@ class Attention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1, bias=proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1))
-        return self.proj(join_heads(attention(q, k, v, self.scale), x))
+        q, k, v = self.qkv(x).chunk(3, dim=1)  # unpacked, not iterated: torch.fx traces this
+        heads = self.num_heads
+        out = attention(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), self.scale)
+        return self.proj(join_heads(out, x))
