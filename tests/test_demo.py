@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mixzoo import deploy
+from mixzoo.bench.subjects import relative_error
 from mixzoo.bench.timing import Timing
-from mixzoo.train import demo, load_run
+from mixzoo.train import demo, load_recipe, load_run
+from mixzoo.train.checkpoint import build_model
 from mixzoo.train.data import Data, digits
 from mixzoo.train.demo import DemoError, run_demo
 from mixzoo.train.demo_report import PICTURE, REPORT, FormResult, Outcome, write_picture
+from mixzoo.zoo.fill import fill_
 from rich.console import Console
 
 SHORT = (
@@ -117,6 +121,16 @@ def test_too_low_an_accuracy_fails_the_demo_and_leaves_no_report(tmp_path: Path)
     with pytest.raises(DemoError, match=r"the test accuracy is [\d.]+%, and must be at least 97%"):
         run_demo(tmp_path, [*SHORT, "schedule.epochs=1"], Console(file=io.StringIO()))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "model.safetensors", "notes.txt", "train.json"]
+
+
+@pytest.mark.parametrize("batch", [1, 66, 128])
+def test_the_recipes_model_deploys_at_the_size_and_batches_of_the_demo(batch: int) -> None:
+    recipe = load_recipe(demo.RECIPE)
+    model = fill_(build_model(recipe, 1, 10)).eval()
+    x = torch.randn(batch, 1, recipe.data.size, recipe.data.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted, got = model(x), deploy(model)(x)
+    assert relative_error(got, wanted) < demo.DEPLOY_TOLERANCE < relative_error(wanted.roll(1, dims=1), wanted)
 
 
 # the whole

@@ -169,6 +169,10 @@ def _benchmark(
     return timed
 
 
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="changes to the recipe, such as seed=1")] = None,
     out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path("demo"),
@@ -182,4 +186,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
