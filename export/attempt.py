@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from .errors import ExportError, VerificationError
+from .capture import AXIS_INDEX, Capture
+from .errors import ExportError, UnprovableError, VerificationError
 from .prepare import Prepared
 from .protocol import FileFacts, Target
-from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
+from .shapes import AXES, TINY, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
 from .verify import Check, Reference, verify
 
 _LEAST_TRACED = 128  # px: smaller maps shrink to one position inside, where torch.export takes a side for a constant
@@ -72,7 +73,7 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
 
     Raises:
         ExportError: not even fixed shapes can be written.
-        VerificationError: not even files of fixed shapes do what the model does.
+        VerificationError: not even files of fixed shapes do what the model does, or nothing can be proved.
     """
     reference = Reference(job.prepared)
     for size in job.sizes:
@@ -83,7 +84,7 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
         try:
             return Outcome(_write_all(job, target, folder, reference, axes), axes, fixed)
         except ExportError as error:
-            if not axes:
+            if not axes or isinstance(error, UnprovableError):
                 raise
             fixed[axes] = str(error)
             _clear(folder)
@@ -114,16 +115,28 @@ def _write_one(
     batches: tuple[int, ...],
 ) -> Written:
     job.say(f"{target.name}: writing {path.name} with {describe_axes(axes)}")
-    target.export(job.prepared.inference, _example(job, reference, axes, sizes[0], batches[0]), axes, path, job.options)
+    cases = _cases(reference, axes, sizes, batches)
+    capture = Capture(job.prepared.inference, _example(reference, axes, sizes[0], batches[0]), axes)
+    _probe(capture, reference, [case for case in cases if not case.asked and case.size != TINY])
+    target.export(capture, path, job.options)
     facts = target.describe(path)
     _check_open(facts, axes)
-    cases = _cases(reference, axes, sizes, batches)
     job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")
     checks = verify(reference, target.load(path), cases, takes_one="batch" in axes)
     return Written(path, facts, tuple(checks))
 
 
-def _example(job: Job, reference: Reference, axes: Axes, size: Size, batch: int) -> torch.Tensor:
+def _probe(capture: Capture, reference: Reference, cases: list[Case]) -> None:
+    """Before the slow conversion, see that the graph did not freeze what another shape needs.
+
+    Not at the tiny size, where the graph's guards on maps of one position fail although its arithmetic holds.
+    """
+    for case in cases:
+        if reason := capture.refuses(reference.image(case.size, 0).repeat(case.batch, 1, 1, 1)):
+            raise ExportError(f"the captured graph does not hold for {case}: {reason}")
+
+
+def _example(reference: Reference, axes: Axes, size: Size, batch: int) -> torch.Tensor:
     """An input to trace: two images where the batch is open, and no side so small that maps shrink to nothing."""
     if "height" in axes:
         larger = (max(size[0], _LEAST_TRACED), max(size[1], _LEAST_TRACED))
@@ -147,13 +160,9 @@ def _cases(reference: Reference, axes: Axes, sizes: tuple[Size, ...], batches: t
 
 def _check_open(facts: FileFacts, axes: Axes) -> None:
     shape = facts.inputs[0].shape
-    baked = [axis for axis in axes if isinstance(shape[_position(axis)], int)]
+    baked = [axis for axis in axes if isinstance(shape[AXIS_INDEX[axis]], int)]
     if baked:
         raise ExportError(f"the converter took {' and '.join(baked)} for constant")
-
-
-def _position(axis: str) -> int:
-    return {"batch": 0, "height": 2, "width": 3}[axis]
 
 
 def describe_axes(axes: Axes) -> str:

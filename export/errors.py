@@ -15,3 +15,7 @@ class ShapeError(ExportError, ValueError):
 
 class VerificationError(ExportError):
     """A written file that does not do what the model does."""
+
+
+class UnprovableError(VerificationError):
+    """A model whose outputs, with the weights it has, cannot tell a right file from a wrong one."""

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..zoo.errors import UnknownNameError
 from ..zoo.extras import available, require
+from .capture import Capture, first_cause, quiet
 from .errors import ExportError
-from .onnx_graph import tidy
 from .protocol import FileFacts
 from .shapes import AXES, Axes
-
-_DIMS = {"batch": 0, "height": 2, "width": 3}
-_LOUD = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
 
 class OnnxRunner:
@@ -46,8 +39,15 @@ class OnnxRunner:
         return self.outputs(x)[0]
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
-        """float32 images (B, C, H, W) -> every output."""
-        return [np.asarray(y) for y in self.session.run(None, {self.input_name: x})]
+        """float32 images (B, C, H, W) -> every output.
+
+        Raises:
+            RuntimeError: ONNX Runtime cannot run the file on ``x``.
+        """
+        try:
+            return [np.asarray(y) for y in self.session.run(None, {self.input_name: x})]
+        except Exception as error:  # its kinds are not public
+            raise RuntimeError(re.sub(r"^.*Status Message: (/\S+ )?", "", str(error), flags=re.DOTALL)) from error
 
 
 class OnnxTarget:
@@ -66,26 +66,21 @@ class OnnxTarget:
             return None
         return f"Exporting to ONNX needs {' and '.join(missing)}: pip install 'mixzoo[{self.extra}]'"
 
-    def export(self, model: nn.Module, example: torch.Tensor, axes: Axes, path: Path, options: dict[str, Any]) -> None:
-        """Write ``model``; see `Target.export`. Weights stay in the file unless they exceed 2 GB."""
+    def export(self, capture: Capture, path: Path, options: dict[str, Any]) -> None:
+        """Write ``capture``; see `Target.export`. Weights stay in the file unless they exceed 2 GB."""
         opset = _opset(options)
-        open_axes = {_DIMS[axis]: axis for axis in axes}
+        require("onnxscript", extra="onnx")
+        from .onnx_graph import tidy
+
+        program = capture.program
         try:
-            with _quiet(), torch.no_grad():
-                program = torch.onnx.export(
-                    model,
-                    (example,),
-                    dynamo=True,
-                    dynamic_shapes=(open_axes,) if open_axes else None,
-                    opset_version=opset,
-                    input_names=["image"],
-                    verbose=False,
-                )
-                assert program is not None
-                program.model = tidy(program.model)
-                program.save(str(path))
-        except Exception as error:  # torch.export, the exporter and onnxscript each raise many kinds
-            raise ExportError(_reason(error)) from error
+            with quiet(), torch.no_grad():
+                onnx_program = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+                assert onnx_program is not None
+                onnx_program.model = tidy(onnx_program.model, capture.axes)
+                onnx_program.save(str(path))
+        except Exception as error:  # the exporter and onnxscript each raise many kinds
+            raise ExportError(f"torch.onnx cannot write the model: {first_cause(error)}") from error
 
     def load(self, path: Path) -> OnnxRunner:
         """The file in ONNX Runtime."""
@@ -93,6 +88,7 @@ class OnnxTarget:
 
     def describe(self, path: Path) -> FileFacts:
         """What the file says of itself, after ONNX's checker and shape inference."""
+        require("onnx", extra="onnx")
         from .onnx_facts import describe
 
         return describe(path)
@@ -110,26 +106,3 @@ def _opset(options: dict[str, Any]) -> int | None:
 
 def _newest_opset() -> int:
     return int(require("onnx", extra="onnx").defs.onnx_opset_version())
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of the deepest cause: the exporter wraps what happened in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}"[:300]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter and its libraries print and log on success."""
-    levels = {name: logging.getLogger(name).level for name in _LOUD}
-    try:
-        for name in _LOUD:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,18 +1,17 @@
-"""What an ONNX file says of itself, read back from disk."""
+"""What an ONNX file says of itself, read back from disk. Import this module only where onnx is installed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..zoo.extras import require
+import onnx
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
 from .errors import ExportError
 from .protocol import FileFacts, TensorInfo
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, ValueInfoProto
 
 
 def describe(path: Path) -> FileFacts:
@@ -21,7 +20,6 @@ def describe(path: Path) -> FileFacts:
     Raises:
         ExportError: ONNX's checker refuses the file.
     """
-    onnx = require("onnx", extra="onnx")
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -41,7 +39,6 @@ def describe(path: Path) -> FileFacts:
 
 def _inferred(path: Path) -> ModelProto:
     """The model with the shapes of all its values; external weights are not read."""
-    onnx = require("onnx", extra="onnx")
     model = onnx.load(str(path), load_external_data=False)
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
@@ -77,7 +74,6 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _info(value: ValueInfoProto) -> TensorInfo:
-    onnx = require("onnx", extra="onnx")
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorInfo(value.name, dtype, tuple(_shape(tensor.shape.dim)))

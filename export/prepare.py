@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..blocks.deploy import deploy_form, fold
 from ..zoo.errors import CheckpointError, UnknownModelError
-from ..zoo.fill import fill_
 from .errors import ExportError
+from .images import normalized, synthetic_image
 from .shapes import Size
+from .steady import fill_steadily_
 
 TIMM_PREFIX = "timm:"
+FILLED = "filled"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Prepared:
         inference: its deploy form, which is written.
         in_chans: image channels.
         native: (height, width) that the model was made for, in pixels.
-        weights: where its weights are from: 'checkpoint FILE sha256 ...', 'pretrained URL', 'filled' or 'as given'.
+        weights: where its weights are from: 'checkpoint FILE sha256 ...', 'pretrained URL', 'filled' (with the gain of
+            its matrices, where it is not 1) or 'as given'.
         mean, std: per channel, of the normalisation that the model was made for.
         preprocess: whether that normalisation is in the graph; the input is then RGB in [0, 1].
     """
@@ -93,6 +96,10 @@ def prepare(
     channels, height, width = _input_size(source, cfg)
     mean, std = _statistics(cfg, channels)
     original = source.eval().float().requires_grad_(False)
+    if weights == FILLED:
+        images = [normalized(synthetic_image(channels, (height, width), i), mean, std) for i in range(2)]
+        gain = fill_steadily_(original, images)
+        weights += "" if gain == 1 else f", matrices scaled by {gain:g}"
     inference = fold(original)
     return Prepared(
         name=name or (model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else _name(source, cfg)),
@@ -118,7 +125,7 @@ def _marked(wrapper: nn.Module, inner: nn.Module) -> nn.Module:
 def _with_weights(
     model: nn.Module | str, checkpoint: str | Path | None, pretrained: bool, options: dict[str, Any]
 ) -> tuple[nn.Module, str]:
-    """A private copy of the model with its weights, and what they are."""
+    """A private copy of the model with its weights, and what they are; those to be filled are not filled yet."""
     if checkpoint and pretrained:
         raise ExportError("checkpoint and pretrained were both given: leave one out.")
     if isinstance(model, nn.Module):
@@ -135,7 +142,7 @@ def _with_weights(
         return _load(module, checkpoint)
     if pretrained:
         return module, f"pretrained {_origin(module)}"
-    return fill_(module), "filled"
+    return module, FILLED
 
 
 def build(name: str, pretrained: bool = False, options: Mapping[str, Any] | None = None) -> nn.Module:

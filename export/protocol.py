@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import nn
 
+from .capture import Capture
 from .shapes import Axes
 
 
@@ -76,14 +75,12 @@ class Target(Protocol):
         """Why this machine cannot write or run it, in one sentence with the remedy; None where it can."""
         ...
 
-    def export(self, model: nn.Module, example: torch.Tensor, axes: Axes, path: Path, options: dict[str, Any]) -> None:
-        """Write ``model``, which is in evaluation mode, to ``path``.
+    def export(self, capture: Capture, path: Path, options: dict[str, Any]) -> None:
+        """Write a model.
 
         Args:
-            model: images (B, C, H, W) -> a tensor or a tuple of tensors.
-            example: an input; the axes that are not in ``axes`` get its sizes.
-            axes: the axes to leave open, one of `axes` of the target.
-            path: the file to write; companions such as weight files go beside it and begin with its stem.
+            capture: the model, an example of its input, and the axes to leave open, one set of `axes`.
+            path: the file to write; companions such as weight files go beside it and begin with its name and a dot.
             options: of this target; an unknown one is an error.
 
         Raises:

@@ -214,7 +214,7 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("greatest error", f"{content['error']:.1e}"),
         ("greatest tensor rank", str(content["max_rank"])),
     ]
-    reasons = [(f"not {' and '.join(r['tried'])} open", r["reason"]) for r in content["fixed_because"]]
+    reasons = [(f"{', '.join(r['tried'])} not all open", r["reason"]) for r in content["fixed_because"]]
     return [*facts, *reasons, ("made with", _made_with(content))]
 
 

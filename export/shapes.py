@@ -11,6 +11,7 @@ Size = tuple[int, int]  # (height, width), pixels
 Axes = tuple[str, ...]  # the open axes, a subset of AXES in this order
 
 AXES: Axes = ("batch", "height", "width")
+TINY: Size = (33, 47)  # px; models of the zoo take sides from 32 up
 _PROOF_BATCHES = (3, 2)
 
 
@@ -28,7 +29,7 @@ class Case(NamedTuple):
     asked: bool = True
 
     def __str__(self) -> str:
-        return f"batch {self.batch} at {size_name(self.size)}"
+        return f"batch {self.batch}, {size_name(self.size)}"
 
 
 def size_name(size: Size) -> str:
@@ -97,7 +98,7 @@ def proof_sizes(sizes: Sequence[Size]) -> list[Size]:
     A graph in which a side, the ratio of the sides, their divisibility or a branch on them was frozen fails at one.
     """
     height, width = sizes[0]
-    candidates = [(height + 32, width + 64), (max(33, height - 31), width + 33), (33, 47)]
+    candidates = [(height + 32, width + 64), (max(33, height - 31), width + 33), TINY]
     return [(h + 6, w + 10) if (h, w) in sizes else (h, w) for h, w in candidates]
 
 

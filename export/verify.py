@@ -16,14 +16,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import VerificationError
+from .errors import UnprovableError, VerificationError
+from .images import normalized, synthetic_image
+from .numbers import Outputs, least_difference, outputs_of, relative_error
 from .prepare import Prepared
 from .protocol import Runner
 from .shapes import Case, Size
@@ -32,7 +32,6 @@ TOLERANCE = {"fp32": 1e-4}  # relative error by precision
 CONTROL = 1e-3  # least relative difference that another image must make
 CONTROL_MARGIN = 100.0  # ... and how many times the error it must be
 _SPARE_IMAGES = 4  # replacements that may be tried for an unstable image
-Outputs = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,12 @@ class Reference:
         """Image ``index`` of a size as the model takes it, float32 (1, C, H, W)."""
         p = self.prepared
         image = synthetic_image(p.in_chans, size, index)
-        return image if p.preprocess else (image - _column(p.mean)) / _column(p.std)
+        return image if p.preprocess else normalized(image, p.mean, p.std)
 
     def outputs(self, size: Size, index: int) -> Outputs:
         """What the model gives for that image alone, in float32."""
         if (size, index) not in self._outputs:
-            self._outputs[size, index] = _outputs(self.prepared.original, self.image(size, index))
+            self._outputs[size, index] = outputs_of(self.prepared.original, self.image(size, index))
         return self._outputs[size, index]
 
     def refuses(self, size: Size) -> str | None:
@@ -89,7 +88,7 @@ class Reference:
         """Whether float32 rounding inside the original moves its outputs by less than a tenth of ``tolerance``."""
         if self._double is None:
             self._double = copy.deepcopy(self.prepared.original).double()
-        exact = _outputs(self._double, self.image(size, index).double())
+        exact = outputs_of(self._double, self.image(size, index).double())
         return relative_error(self.outputs(size, index), exact) < tolerance / 10
 
 
@@ -106,7 +105,8 @@ def verify(
         takes_one: whether the file takes a batch of one image as well, whatever the case.
 
     Raises:
-        VerificationError: it does not run at a case, differs, or the negative control shows that nothing was proved.
+        VerificationError: it does not run at a case, or differs.
+        UnprovableError: the model's outputs are such that no file of it could be told from a wrong one.
     """
     return [_check(reference, runner, case, TOLERANCE[precision], takes_one) for case in cases]
 
@@ -118,7 +118,7 @@ def _check(reference: Reference, runner: Runner, case: Case, tolerance: float, t
     others = _run(reference, runner, case, [max(images) + 1 + i for i in range(case.batch)])
     control = min(least_difference(a, b) for a, b in zip(others, wanted, strict=True))
     if not control >= max(CONTROL, CONTROL_MARGIN * error):
-        raise VerificationError(
+        raise UnprovableError(
             f"nothing is proved by {case}: another image changes the outputs by {control:.1e} only, so that a file "
             f"with an error of {error:.1e} cannot be told from a wrong one. Give the model trained weights: checkpoint."
         )
@@ -147,7 +147,7 @@ def _agreement(
         if reference.stable(case.size, images[worst], tolerance):
             raise VerificationError(_differs(case, errors[worst], tolerance))
         images[worst] = max(images) + 1
-    raise VerificationError(
+    raise UnprovableError(
         f"{case} cannot be verified: float32 rounding alone moves the model's own outputs by more than "
         f"{tolerance / 10:.0e} on {_SPARE_IMAGES + 1} images. Give the model trained weights: checkpoint."
     )
@@ -155,8 +155,8 @@ def _agreement(
 
 def _differs(case: Case, error: float, tolerance: float) -> str:
     if np.isinf(error):
-        return f"at {case} the file's outputs hold NaN or infinity, or have another shape than the model's"
-    return f"at {case} the file differs from the model by {error:.1e} (relative; at most {tolerance:.0e} passes)"
+        return f"with {case} the file's outputs hold NaN or infinity, or have another shape than the model's"
+    return f"with {case} the file differs from the model by {error:.1e} (relative; at most {tolerance:.0e} passes)"
 
 
 def _run(reference: Reference, runner: Runner, case: Case, images: list[int]) -> list[Outputs]:
@@ -166,9 +166,9 @@ def _run(reference: Reference, runner: Runner, case: Case, images: list[int]) ->
         outputs = runner.outputs(batch)
     except Exception as error:  # each runtime has its own
         reason = str(error).split("\n", 1)[0][:200]
-        raise VerificationError(f"at {case} the file does not run: {reason}") from error
+        raise VerificationError(f"with {case} the file does not run: {reason}") from error
     if any(len(y) != len(batch) for y in outputs):
-        raise VerificationError(f"at {case} the file gives outputs of shapes {[y.shape for y in outputs]}")
+        raise VerificationError(f"with {case} the file gives outputs of shapes {[y.shape for y in outputs]}")
     return [[y[i : i + 1] for y in outputs] for i in range(len(batch))]
 
 
@@ -181,51 +181,3 @@ def _top1(got: list[Outputs], wanted: list[Outputs]) -> float | None:
     if wanted[0][0].ndim != 2 or wanted[0][0].shape[1] < 2:
         return None
     return float(np.mean([a[0].argmax() == b[0].argmax() for a, b in zip(got, wanted, strict=True)]))
-
-
-# numbers
-
-
-def relative_error(got: Outputs, wanted: Outputs) -> float:
-    """The greatest ``max|a - b| / max|b|`` over the outputs; infinite for NaN, infinities and other shapes."""
-    if len(got) != len(wanted):
-        return float("inf")
-    return max(_relative(a, b) for a, b in zip(got, wanted, strict=True))
-
-
-def least_difference(got: Outputs, wanted: Outputs) -> float:
-    """The least ``max|a - b| / max|b|`` over the outputs."""
-    return min(_relative(a, b) for a, b in zip(got, wanted, strict=True))
-
-
-def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    scale = float(np.abs(b).max(initial=0.0))
-    return float(np.abs(a - b).max(initial=0.0)) / max(scale, 1e-30)
-
-
-# images
-
-
-def synthetic_image(channels: int, size: Size, index: int) -> Tensor:
-    """Image ``index`` of a size: float32 (1, channels, H, W) in [0, 1], smooth shapes with some noise.
-
-    Noise alone would not do: pooling makes all noise alike, and every image would give nearly the same outputs.
-    """
-    generator = torch.Generator().manual_seed(7919 * index + 31 * size[0] + size[1])
-    coarse = torch.rand(1, channels, 5, 5, generator=generator)
-    smooth = F.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
-    noise = torch.rand(1, channels, *size, generator=generator)
-    return (0.8 * smooth + 0.2 * noise).clamp(0, 1)
-
-
-def _column(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).reshape(1, -1, 1, 1)
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, image: Tensor) -> Outputs:
-    outputs: Any = model(image)
-    tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
-    return [t.numpy() for t in tensors]

@@ -1,0 +1,38 @@
+"""How outputs are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Outputs = list[np.ndarray]
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, images: Tensor) -> Outputs:
+    """Every output of a model that gives a tensor, or a tuple or list of them."""
+    outputs: Any = model(images)
+    tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
+    return [t.numpy() for t in tensors]
+
+
+def relative_error(got: Outputs, wanted: Outputs) -> float:
+    """The greatest ``max|a - b| / max|b|`` over the outputs; infinite for NaN, infinities and other shapes."""
+    if len(got) != len(wanted):
+        return float("inf")
+    return max(_relative(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def least_difference(got: Outputs, wanted: Outputs) -> float:
+    """The least ``max|a - b| / max|b|`` over the outputs."""
+    return min(_relative(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    scale = float(np.abs(b).max(initial=0.0))
+    return float(np.abs(a - b).max(initial=0.0)) / max(scale, 1e-30)
