@@ -13,6 +13,21 @@ class SquaredReLU(nn.Module):
         return x.relu().square()
 
 
+class ShiftedSquaredReLU(nn.Module):
+    """``relu(x) ** 2 + shift``: what is left of StarReLU when its scale is folded into the next layer.
+
+    Args:
+        shift: scalar tensor (1,).
+    """
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(shift.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square() + self.shift
+
+
 class StarReLU(nn.Module):
     """``scale * relu(x) ** 2 + bias`` with one learned scalar each (arXiv:2210.13452, section 3.2)."""
 

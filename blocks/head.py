@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from .act import SquaredReLU
+from .affine import affine_before, batch_norm_affine
 
 Factory = Callable[[int], nn.Module]
 
@@ -72,6 +74,11 @@ class ClassifierHead(nn.Module):
         self.fc = _classifier(self.hidden_size, num_classes, like).train(self.training)
         self.fc_dist = _classifier(self.hidden_size, num_classes, like).train(self.training) if self.distilled else None
 
+    def folded(self) -> nn.Module:
+        """The head with its batch norm, and with a second classifier if it has one, in one linear layer."""
+        linear = isinstance(self.fc, nn.Linear) and isinstance(self.hidden, nn.Identity)
+        return FoldedHead(self) if linear and isinstance(self.norm, nn.BatchNorm1d) else self
+
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         x = self.global_pool(x)
         if self.global_pool.is_identity():
@@ -88,6 +95,28 @@ class ClassifierHead(nn.Module):
         if self.distilled_training and self.training:
             return logits, teacher
         return (logits + teacher) / 2
+
+
+class FoldedHead(nn.Module):
+    """Pool and one linear layer: (B, C, H, W) -> (B, num_classes). The norms stay for ``pre_logits`` alone."""
+
+    distilled = False
+
+    def __init__(self, source: ClassifierHead) -> None:
+        super().__init__()
+        self.global_pool, self.hidden_size = source.global_pool, source.hidden_size
+        self.norm, self.norm_dist = source.norm, source.norm_dist if source.distilled else None
+        self.fc = affine_before(copy.deepcopy(source.fc), *batch_norm_affine(source.norm))
+        if source.distilled:
+            second = affine_before(copy.deepcopy(source.fc_dist), *batch_norm_affine(source.norm_dist))
+            self.fc.weight.data = (self.fc.weight + second.weight) / 2
+            self.fc.bias.data = (self.fc.bias + second.bias) / 2
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)
+        if not pre_logits:
+            return self.fc(x)
+        return self.norm(x) if self.norm_dist is None else (self.norm(x) + self.norm_dist(x)) / 2
 
 
 def _pool(name: str) -> SelectAdaptivePool2d:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
+from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 from ..kernels.packed_conv import ConvShape, PackedWeight, conv_act
-from .act import SquaredReLU
+from .act import ShiftedSquaredReLU, SquaredReLU
 from .residual import FoldedResidual
 
 _ACTS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
@@ -52,11 +54,37 @@ class FusedResidual(nn.Module):
         return last(out, x)
 
 
-class InplaceSquare(nn.Module):
-    """``x ** 2`` in the memory of x: for the fresh result of a convolution that has applied the ReLU."""
+class Square(nn.Module):
+    """``x ** 2 + shift`` in the memory of x: for the fresh result of a convolution that has applied the ReLU.
+
+    Args:
+        shift: scalar tensor, or None.
+    """
+
+    def __init__(self, shift: Tensor | None = None) -> None:
+        super().__init__()
+        self.shift = None if shift is None else nn.Parameter(shift.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mul_(x) if not torch.is_grad_enabled() else x * x
+        if torch.is_grad_enabled():
+            return x * x if self.shift is None else x * x + self.shift
+        return x.mul_(x) if self.shift is None else x.mul_(x).add_(self.shift)
+
+
+class PooledExcite(nn.Module):
+    """Squeeze-excitation whose mean runs as a pooling, which is fast on channels-last maps.
+
+    Args:
+        source: timm's module, folded; its convolutions and activations are used.
+    """
+
+    def __init__(self, source: SqueezeExcite) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2, self.gate = source.fc1, source.act, source.fc2, source.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = self.fc1(F.adaptive_avg_pool2d(x, 1))
+        return x * self.gate(self.fc2(self.act(squeezed)))
 
 
 def pack(module: nn.Module) -> nn.Module:
@@ -67,6 +95,8 @@ def pack(module: nn.Module) -> nn.Module:
         setattr(module, name, pack(child))
     if type(module) is nn.Sequential:
         return _fuse_acts(module)
+    if type(module) is SqueezeExcite:
+        return PooledExcite(module)
     if type(module) is FoldedResidual and _ends_in_conv(module.fn):
         return FusedResidual(module.fn if isinstance(module.fn, nn.Sequential) else nn.Sequential(module.fn))
     return module
@@ -87,9 +117,9 @@ def _fuse_acts(sequence: nn.Sequential) -> nn.Sequential:
             if act:
                 _set_act(previous, act)
                 continue
-            if isinstance(module, SquaredReLU):
+            if isinstance(module, SquaredReLU | ShiftedSquaredReLU):
                 _set_act(previous, "relu")
-                module = InplaceSquare()
+                module = Square(getattr(module, "shift", None))
         modules[name] = previous = module
     return nn.Sequential(modules)
 

@@ -6,6 +6,8 @@ import torch
 from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
+from .affine import affine_after, affine_before, batch_norm_affine, takes_input_affine
+
 
 class Residual(nn.Module):
     """``shortcut(x) + drop_path(fn(x))``: (B, C, H, W) -> (B, C, H, W).
@@ -31,8 +33,8 @@ class Residual(nn.Module):
         if len(convs) == 1 and _keeps_map(convs[0]):
             return _with_identity(convs[0], self.shortcut)
         if isinstance(self.shortcut, LayerScale2d):
-            return ScaledResidual(self.fn, self.shortcut)
-        return FoldedResidual(self.fn)
+            return ScaledResidual(self.fn, self.shortcut.gamma)
+        return _without_inner_shortcut(convs) or FoldedResidual(self.fn)
 
 
 class FoldedResidual(nn.Module):
@@ -49,12 +51,28 @@ class FoldedResidual(nn.Module):
 class ScaledResidual(FoldedResidual):
     """``scale * x + fn(x)`` in one pass over the map."""
 
-    def __init__(self, fn: nn.Module, shortcut: LayerScale2d) -> None:
+    def __init__(self, fn: nn.Module, scale: Tensor) -> None:
         super().__init__(fn)
-        self.scale = nn.Parameter(shortcut.gamma.detach().reshape(1, -1, 1, 1).clone(), requires_grad=False)
+        self.scale = nn.Parameter(scale.detach().reshape(1, -1, 1, 1).clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.fn(x), x, self.scale)
+
+
+def _without_inner_shortcut(branch: list[nn.Module]) -> nn.Module | None:
+    """``x + s * (n + f(n))`` with n = a * x + c, as VAN has it, in one scaled sum: ``(1 + s * a) * x + f'(x)``.
+
+    ``branch`` is [batch norm, `FoldedResidual` of a chain between 1x1 convolutions, layer scale]; None for any other.
+    """
+    if len(branch) != 3 or not isinstance(branch[0], nn.BatchNorm2d) or type(branch[1]) is not FoldedResidual:
+        return None
+    chain, last = list(branch[1].fn), branch[2]
+    if not isinstance(last, LayerScale2d) or not takes_input_affine(chain[0]) or not takes_input_affine(chain[-1]):
+        return None
+    a, c = batch_norm_affine(branch[0])
+    affine_before(chain[0], a, c)
+    affine_after(chain[-1], last.gamma, last.gamma * c)
+    return ScaledResidual(branch[1].fn, 1 + last.gamma * a)
 
 
 def _keeps_map(module: nn.Module) -> bool:

@@ -1,12 +1,14 @@
 """Softmax attention: ``softmax(q k^T * scale + bias) v`` over the last two axes.
 
 Shapes: q (..., N, D), k (..., M, D), v (..., M, E), bias broadcastable to (..., N, M); result (..., N, E).
-Time O(N M (D + E)); memory O(N M) for the reference, O(N + M) for the fused candidate.
+Time O(N M (D + E)); memory O(N M), O(N + M) for the fused candidate (`scaled_dot_product_attention`). The batched
+candidate, for one head, takes the scale and the bias into the first product.
 Source: Vaswani et al., arXiv:1706.03762.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
@@ -37,7 +39,26 @@ def _fused_unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tens
     return None
 
 
-_attention = Op("attention", attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),))
+def _batched(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    added = q.new_zeros(1).expand(shape) if bias is None else bias.expand(shape)
+    logits = torch.baddbmm(added, q, k.transpose(1, 2), beta=0 if bias is None else 1, alpha=scale)
+    return torch.bmm(logits.softmax(dim=-1), v)
+
+
+def _batched_unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> str | None:
+    if q.ndim != 3:
+        return f"the batched product takes (B, N, D), not {q.ndim} axes"
+    if q.dtype not in (torch.float32, torch.float64):
+        return f"scaling after the product may overflow in {q.dtype}"
+    return None
+
+
+_attention = Op(
+    "attention",
+    attention_reference,
+    (Candidate("sdpa", _fused, _fused_unsupported), Candidate("baddbmm", _batched, _batched_unsupported)),
+)
 
 
 @register_notrace_function

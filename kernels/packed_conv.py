@@ -42,7 +42,10 @@ def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvSh
     return out if residual is None else out + residual
 
 
-def packed_unsupported(x: Tensor, weight: Tensor) -> str | None:
+SMALL = 1_000_000  # multiply-accumulates under which a call of the packed convolution costs more than it saves
+
+
+def packed_unsupported(x: Tensor, weight: Tensor, stride: Pair = (1, 1)) -> str | None:
     """Why the oneDNN candidate does not apply, or None."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return f"oneDNN with packed weights takes float32 on the CPU, not {x.dtype} on {x.device.type}"
@@ -52,6 +55,8 @@ def packed_unsupported(x: Tensor, weight: Tensor) -> str | None:
         return "packed weights have no gradient"
     if exporting() or torch.compiler.is_compiling():
         return "a graph is being captured"
+    if weight.shape[-2:] == (1, 1) and stride == (1, 1) and x.numel() * weight.shape[0] <= SMALL:
+        return "a matrix product this small is faster than the call"
     return None if _HAS_OPS else "this PyTorch lacks mkldnn._convolution_pointwise"
 
 
@@ -92,7 +97,7 @@ def conv_act(
     residual: Tensor | None = None,
 ) -> Tensor:
     """``act(conv(x) + bias) + residual`` by the fastest implementation that applies."""
-    if packed_unsupported(x, weight) is not None:
+    if packed_unsupported(x, weight, shape.stride) is not None:
         return conv_reference(x, weight, bias, shape, residual)
     x = x.contiguous(memory_format=torch.channels_last)
     layout = (shape.padding, shape.stride, shape.dilation, shape.groups)

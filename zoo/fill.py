@@ -45,3 +45,30 @@ def fill_(model: ModuleT) -> ModuleT:
             values = fill_array(key, tuple(tensor.shape))
             tensor.copy_(torch.as_tensor(values, dtype=tensor.dtype).reshape(tensor.shape))
     return model
+
+
+@torch.no_grad()
+def calibrate_(model: ModuleT, size: tuple[int, int], in_chans: int = 3, batch: int = 8) -> ModuleT:
+    """Set the running statistics of every batch norm in place to those of standard normal images, as training would.
+
+    Filled weights let activations grow until softmaxes saturate, where float32 says little; normalised activations keep
+    a model as well conditioned as a trained one. Models without batch norms are left as they are.
+
+    Args:
+        size: (H, W) of the images, pixels.
+        in_chans: channels of the images.
+        batch: number of images; the statistics are those of this batch.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return model
+    like, training = next(model.parameters()), model.training
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the average over all batches seen: one
+    images = np.random.RandomState(0).standard_normal((batch, in_chans, *size))
+    model.train()(torch.as_tensor(images, dtype=like.dtype, device=like.device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.train(training)

@@ -31,6 +31,8 @@ class Attention(nn.Module):
         proj_bias: whether the output projection has a bias.
     """
 
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
+
     def __init__(
         self,
         dim: int,

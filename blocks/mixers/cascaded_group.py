@@ -37,6 +37,8 @@ class CascadedGroupAttention(nn.Module):
 
     undecayed = ("bias.table",)  # parameters trained without weight decay
 
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
+
     def __init__(
         self,
         dim: int,
@@ -57,7 +59,7 @@ class CascadedGroupAttention(nn.Module):
         self.qkvs = nn.ModuleList(conv_norm(width, sum(self.splits)) for _ in sides)
         self.dws = nn.ModuleList(depthwise_norm(key_dim, side) for side in sides)
         self.bias = RelativeBias(num_heads, (min(window, grid[0]), min(window, grid[1])))
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)  # on the fresh result of a concatenation
         self.proj = conv_norm(dim, dim, bn_weight=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,10 +73,10 @@ class CascadedGroupAttention(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
-        bias = self.bias(size)
+        biases = self.bias(size).unbind(0)  # (N, N) per head
         out: list[Tensor] = []
         for i, chunk in enumerate(x.chunk(self.num_heads, dim=1)):
             q, k, v = self.qkvs[i](chunk + out[-1] if out else chunk).split(self.splits, dim=1)
             tokens = (t.flatten(2).transpose(1, 2) for t in (self.dws[i](q), k, v))  # (B, N, D) each
-            out.append(attention(*tokens, self.scale, bias[i]).transpose(1, 2).unflatten(2, size))
+            out.append(attention(*tokens, self.scale, biases[i]).transpose(1, 2).unflatten(2, size))
         return self.proj(self.act(torch.cat(out, dim=1)))

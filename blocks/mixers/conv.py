@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ class SeparableConvMixer(nn.Module):
         self.act1 = act()
         self.dwconv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden, bias=False)
         self.pwconv2 = nn.Conv2d(hidden, dim, 1, bias=False)
+
+    def folded(self) -> nn.Module:
+        """The same layers as a chain, which fuses with its neighbours."""
+        return nn.Sequential(OrderedDict(self.named_children()))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))

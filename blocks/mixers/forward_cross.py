@@ -66,6 +66,7 @@ class ForwardCrossAttention(nn.Module):
     """
 
     crosses = True  # the stage must thread cross tokens through its blocks
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(self, dim: int, grid: Size, num_heads: int | None = None, num_sources: int = 0) -> None:
         super().__init__()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from ..geometry import Size
+from ..residual import FoldedResidual
 
 
 class LargeKernelGate(nn.Module):
@@ -37,6 +40,11 @@ class LargeKernelAttention(nn.Module):
         self.act = nn.GELU()
         self.gate = LargeKernelGate(dim)
         self.proj_2 = nn.Conv2d(dim, dim, 1)
+
+    def folded(self) -> nn.Module:
+        """The same sum as a `FoldedResidual`, whose chain fuses with its neighbours."""
+        inner = OrderedDict(proj_1=self.proj_1, act=self.act, gate=self.gate, proj_2=self.proj_2)
+        return FoldedResidual(nn.Sequential(inner))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj_2(self.gate(self.act(self.proj_1(x))))

@@ -24,6 +24,8 @@ class SingleHeadAttention(nn.Module):
         qk_dim: width of queries and keys.
     """
 
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
+
     def __init__(self, dim: int, grid: Size | None = None, partial_dim: int | None = None, qk_dim: int = 16) -> None:
         super().__init__()
         self.partial_dim = partial_dim or max(1, round(dim / 4.67))
@@ -32,7 +34,7 @@ class SingleHeadAttention(nn.Module):
         self.scale = qk_dim**-0.5
         self.norm = GroupNorm1(self.partial_dim)
         self.qkv = conv_norm(self.partial_dim, sum(self.splits))
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)  # on the fresh result of a concatenation
         self.proj = conv_norm(dim, dim, bn_weight=0.0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,49 @@
+"""Per-channel affine maps folded into the linear layer before or after them.
+
+Every function here changes modules in place and is called on private copies only (see `deploy.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+Affine = nn.Conv2d | nn.Linear
+
+
+def batch_norm_affine(bn: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) of a batch norm in evaluation mode."""
+    assert bn.running_var is not None and bn.running_mean is not None
+    inverse = torch.rsqrt(bn.running_var + bn.eps)
+    scale = inverse if bn.weight is None else bn.weight * inverse
+    shift = -bn.running_mean * scale
+    return scale, shift if bn.bias is None else shift + bn.bias
+
+
+def affine_after(module: Affine, scale: Tensor, shift: Tensor | None = None) -> Affine:
+    """``scale * module(x) + shift`` per output channel, in place."""
+    module.weight.data = module.weight * scale.reshape(-1, *[1] * (module.weight.ndim - 1))
+    bias = None if module.bias is None else module.bias * scale
+    _set_bias(module, bias if shift is None else (shift if bias is None else bias + shift))
+    return module
+
+
+def affine_before(module: Affine, scale: Tensor, shift: Tensor) -> Affine:
+    """``module(scale * x + shift)`` per input channel, in place; only where no padding enters (`takes_input_affine`)."""
+    matrix = module.weight.flatten(1)  # (O, I)
+    added = matrix @ shift
+    _set_bias(module, added if module.bias is None else module.bias + added)
+    module.weight.data = (matrix * scale).reshape(module.weight.shape)
+    return module
+
+
+def takes_input_affine(module: nn.Module) -> bool:
+    """Whether an affine map of the input channels can be folded into ``module``: a linear or a 1x1 convolution."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid")
+    return isinstance(module, nn.Linear)
+
+
+def _set_bias(module: Affine, bias: Tensor | None) -> None:
+    module.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)

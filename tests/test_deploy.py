@@ -1,0 +1,136 @@
+"""The deploy form computes what the model computes, whatever the model's mode, and touches nothing of it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from support import TOLERANCE, image, rel_err
+from torch import nn
+
+import mixzoo
+from mixzoo.blocks.deploy import fold
+from mixzoo.zoo.errors import DeployFormError
+from mixzoo.zoo.fill import calibrate_, fill_
+from mixzoo.zoo.weights import CheckpointError, to_official
+
+SMALL = (
+    "shvit_s1", "shvit_s1_distilled", "efficientvit_m0", "efficientvit_m0_distilled", "van_b0", "fcaformer_l1",
+    "poolformer_s12", "poolformerv2_s12", "randformer_s12", "convformer_s18", "caformer_s18", "metaformer_ppaa_s12_224",
+)  # fmt: skip
+FORMS = {"fold": fold, "deploy": mixzoo.deploy}
+
+
+def filled(name: str, dtype: torch.dtype, **options: object) -> nn.Module:
+    model = fill_(mixzoo.create_model(name, dtype=torch.float64, **options)).eval()
+    return calibrate_(model, (64, 96)).to(dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SMALL)
+def test_equal_in_float64(name: str, form: str) -> None:
+    model = filled(name, torch.float64)
+    x = image((2, 3, 64, 96))
+    with torch.no_grad():
+        expected = model(x)
+        assert rel_err(FORMS[form](model)(x), expected) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SMALL)
+def test_equal_in_float32(name: str, form: str) -> None:
+    """To 1e-5, or to twice what float32 itself loses against float64 where a model amplifies rounding more."""
+    model = filled(name, torch.float32)
+    x = image((1, 3, 96, 64)).float()
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        own = rel_err(model(x), exact)
+        assert rel_err(FORMS[form](model)(x), exact) <= max(TOLERANCE[torch.float32], 2 * own)
+
+
+def test_batch_norms_shortcuts_and_scales_are_gone() -> None:
+    kinds = {
+        type(m).__name__
+        for n in ("shvit_s1", "efficientvit_m0", "van_b0")
+        for m in fold(mixzoo.create_model(n)).modules()
+    }
+    assert not kinds & {"BatchNorm2d", "LayerScale2d", "DropPath", "Dropout", "Residual"}
+    count = sum(p.numel() for p in fold(mixzoo.create_model("shvit_s1")).parameters())
+    assert count < sum(p.numel() for p in mixzoo.create_model("shvit_s1").parameters())
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_model_is_untouched_and_its_mode_is_safe(form) -> None:  # type: ignore[no-untyped-def]
+    model = fill_(mixzoo.create_model("shvit_s1", num_classes=5, drop_path_rate=0.2)).train()
+    before = copy.deepcopy(model.state_dict())
+    deployed = form(model)
+    assert model.training and not deployed.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert rel_err(form(deployed)(x), deployed(x)) == 0
+        assert rel_err(deployed(x), model.eval()(x)) < TOLERANCE[torch.float32]
+
+
+def test_a_wrong_fold_is_seen() -> None:
+    """The comparisons above can fail: a batch norm folded without its epsilon is outside the tolerance."""
+    model = filled("shvit_s1", torch.float64)
+    wrong = copy.deepcopy(model)
+    for module in wrong.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    x = image((1, 3, 64, 64))
+    with torch.no_grad():
+        assert rel_err(fold(wrong)(x), model(x)) > 100 * TOLERANCE[torch.float64]
+
+
+def test_packed_weights_follow_the_weight_and_the_input_size() -> None:
+    model = mixzoo.deploy(fill_(mixzoo.create_model("poolformer_s12", num_classes=3)))
+    with torch.inference_mode():
+        for size in ((64, 64), (96, 64), (64, 64)):
+            x = torch.randn(1, 3, *size)
+            assert rel_err(model(x), copy.deepcopy(model).double()(x.double())) < TOLERANCE[torch.float32]
+        model.stem.weight.mul_(2)
+        assert rel_err(model(x), copy.deepcopy(model).double()(x.double())) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_of_both_forms_load(form: str, tmp_path: Path) -> None:
+    model = fill_(mixzoo.create_model("shvit_s1", num_classes=7)).eval()
+    deployed = FORMS[form](model)
+    file = tmp_path / "deployed.pth"
+    torch.save(deployed.state_dict(), file)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        loaded = mixzoo.create_model("shvit_s1", num_classes=7, checkpoint_path=file)
+        assert rel_err(loaded(x), expected) < TOLERANCE[torch.float32]
+        other = FORMS[form](mixzoo.create_model("shvit_s1", num_classes=7))
+        for state in (model.state_dict(), to_official(model), deployed.state_dict()):
+            other.load_state_dict(state)
+            assert rel_err(other(x), expected) < TOLERANCE[torch.float32]
+    with pytest.raises(DeployFormError, match=r"mixzoo\.deploy"):
+        mixzoo.create_model("shvit_s1", num_classes=7).load_state_dict(deployed.state_dict())
+    with pytest.raises(CheckpointError, match="before"):
+        to_official(deployed)
+
+
+def test_any_module_deploys() -> None:
+    import timm
+
+    model = fill_(timm.create_model("resnet10t", num_classes=4)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert rel_err(mixzoo.deploy(model)(x), model(x)) < TOLERANCE[torch.float32]
+
+
+def test_embeddings_survive() -> None:
+    model = filled("shvit_s1_distilled", torch.float64)
+    x = image((1, 3, 64, 64))
+    with torch.no_grad():
+        features = model.forward_features(x)
+        deployed = mixzoo.deploy(model)
+        expected = model.forward_head(features, pre_logits=True)
+        assert rel_err(deployed.forward_head(deployed.forward_features(x), pre_logits=True), expected) < 1e-9
