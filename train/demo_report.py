@@ -163,7 +163,7 @@ def _agreement(outcome: Outcome) -> str:
     return (
         f"ONNX Runtime on `{report.path.name}` gets {runtime.score()}, with {runtime.differing} predictions unlike "
         f"PyTorch's. The file takes pixels in [0, 1] (the normalisation is in it); "
-        + (f"its {axes} axes are dynamic, which runs at other values proved." if axes else "its axes are fixed.")
+        + (f"axes that are dynamic, which runs at other values proved: {axes}." if axes else "its axes are fixed.")
     )
 
 
