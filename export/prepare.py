@@ -162,7 +162,7 @@ def build(name: str, pretrained: bool = False, options: Mapping[str, Any] | None
     if not timm.is_model(theirs):
         from ..zoo.registry import VARIANTS
 
-        raise UnknownModelError(name, [*VARIANTS, *timm.list_models()])
+        raise UnknownModelError(name, dict.fromkeys([*VARIANTS, *timm.list_models()]))
     return timm.create_model(theirs, pretrained=pretrained, **options)
 
 

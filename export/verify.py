@@ -28,6 +28,17 @@ from .prepare import Prepared
 from .protocol import Runner
 from .shapes import Case, Size
 
+__all__ = [
+    "CONTROL",
+    "CONTROL_MARGIN",
+    "TOLERANCE",
+    "Check",
+    "Reference",
+    "relative_error",
+    "synthetic_image",
+    "verify",
+]
+
 TOLERANCE = {"fp32": 1e-4}  # relative error by precision
 CONTROL = 1e-3  # least relative difference that another image must make
 CONTROL_MARGIN = 100.0  # ... and how many times the error it must be

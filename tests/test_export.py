@@ -1,0 +1,433 @@
+"""Exports: what is written does what the model does, wrong files are found out, and nothing is left of a failure."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mixzoo
+import numpy as np
+import pytest
+import torch
+from export_doubles import Mixing, ProgramTarget, Pyramid, Small, Unstable, Windowed, freeze_all, freeze_size
+from mixzoo.export import ExportError, Report, ShapeError, VerificationError, export, get_target, render
+from mixzoo.export import onnx as onnx_target
+from mixzoo.export.attempt import Job, write
+from mixzoo.export.errors import UnprovableError
+from mixzoo.export.numbers import relative_error
+from mixzoo.export.prepare import prepare
+from mixzoo.export.shapes import parse_batches, parse_sizes, proof_sizes
+from mixzoo.export.steady import ROUNDING, fill_steadily_, rounding
+from mixzoo.export.target import TARGETS
+from mixzoo.export.verify import Reference
+from mixzoo.zoo.errors import CheckpointError, MissingExtraError, UnknownModelError, UnknownNameError
+from mixzoo.zoo.fill import fill_
+from mixzoo.zoo.registry import VARIANTS
+from torch import nn
+
+ALL = ("batch", "height", "width")
+
+
+def mixed() -> nn.Module:
+    """A backbone of four mixers, filled, in evaluation mode."""
+    mixers = ["pool", "sepconv", "single_head", "attention"]
+    model = mixzoo.create_model("metaformer", depths=(1,) * 4, dims=(8, 16, 24, 32), mixers=mixers, num_classes=10)
+    return fill_(model).eval()
+
+
+def small(**options: Any) -> Small:
+    """A small filled module in evaluation mode."""
+    return fill_(Small(**options)).eval()
+
+
+def images(size: tuple[int, int], batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def attempt(model: nn.Module, folder: Path, target: Any = None, sizes: str = "40", batches: str = "1") -> Any:
+    """Write and verify for the target that is torch itself, or another."""
+    prepared = prepare(model, "small")
+    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, lambda text: None)
+    folder.mkdir(exist_ok=True)
+    return write(job, target or ProgramTarget(), folder)
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Make the target that is torch itself known as 'program'."""
+    monkeypatch.setitem(TARGETS, "program", ProgramTarget(**options))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+# ONNX, from end to end
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Report]:
+    """The mixed backbone with normalisation in the graph."""
+    model = mixed()
+    (report,) = export(
+        model, out=tmp_path_factory.mktemp("mixed"), sizes="64,64x96", batches="1,3", preprocess=True, name="mixed"
+    )
+    return model, report
+
+
+def test_file_is_the_model_at_a_size_that_nobody_tried(exported: tuple[nn.Module, Report]) -> None:
+    model, report = exported
+    x = images((71, 118), batch=2)
+    run = get_target("onnx").load(report.path)
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).reshape(1, 3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        wanted = model((x - mean) / std).numpy()
+        raw = model(x).numpy()
+    assert relative_error([run(x.numpy())], [wanted]) < 1e-4
+    assert relative_error([run(x.numpy())], [raw]) > 1e-2, "the normalisation must matter"
+    assert relative_error([run(images((71, 118), 2, seed=1).numpy())], [wanted]) > 1e-2, "the image must matter"
+
+
+def test_axes_are_dynamic_by_proof(exported: tuple[nn.Module, Report]) -> None:
+    _, report = exported
+    assert report.dynamic_axes == ALL
+    (item,) = report.manifest["artifacts"]
+    shapes = {(c["batch"], c["height"], c["width"]): c["asked"] for c in item["checks"]}
+    assert {k for k, asked in shapes.items() if asked} == {(b, 64, w) for b in (1, 3) for w in (64, 96)}
+    assert {k[1:] for k, asked in shapes.items() if not asked} == set(proof_sizes([(64, 64), (64, 96)]))
+
+
+def test_manifest_is_complete_and_true(exported: tuple[nn.Module, Report]) -> None:
+    model, report = exported
+    content = json.loads((report.folder / "manifest.json").read_text())
+    assert content == report.manifest
+    assert {"mixzoo", "torch", "timm", "onnx", "onnxruntime"} <= set(content["versions"])
+    assert content["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (content["opset"], content["form"], content["weights"]) == (20, "folded", "as given")
+    assert content["preprocess"]["in_graph"] and content["preprocess"]["input"] == "RGB in [0, 1]"
+    assert content["python"] and content["platform"]
+    (item,) = content["artifacts"]
+    data = report.path.read_bytes()
+    assert (item["bytes"], item["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert item["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}]
+    assert item["outputs"] == [{"name": "output", "dtype": "float32", "shape": ["batch", 10]}]
+    assert item["operators"]["Conv"] > 0 and sum(item["operators"].values()) == item["nodes"]
+    assert item["max_rank"] == 4 and item["unranked_tensors"] == 0
+    for check in item["checks"]:
+        assert 0 < check["error"] <= content["tolerance"] and check["top1_agreement"] == 1
+        assert check["negative_control"] >= max(1e-3, 100 * check["error"])
+        assert (check["batch_against_single"] is None) == (check["batch"] == 1)
+    assert report.error == max(c["error"] for c in item["checks"]) == content["error"]
+
+
+def test_reports_can_be_read(exported: tuple[nn.Module, Report], capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    _, report = exported
+    summary = (report.folder / "summary.md").read_text()
+    assert all(text in summary for text in ("mixed.onnx", "64x96", "batch, height and width open", "opset 20"))
+    Console(width=120).print(render(report))
+    assert "mixed.onnx" in capsys.readouterr().out
+
+
+def test_star_relu_stays_in_blocked_layout(exported: tuple[nn.Module, Report]) -> None:
+    _, report = exported
+    operators = report.manifest["artifacts"][0]["operators"]
+    assert "Pow" not in operators and operators["BatchNormalization"] == 1  # before sepconv's depthwise convolution
+
+
+def test_file_holds_no_traces_of_the_machine(exported: tuple[nn.Module, Report]) -> None:
+    data = exported[1].path.read_bytes()
+    assert b"site-packages" not in data and str(Path(mixzoo.__file__).parent).encode() not in data
+
+
+def test_corrupted_onnx_file_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    original = onnx_target.OnnxTarget.export
+
+    def corrupted(self: Any, capture: Any, path: Path, options: dict[str, Any]) -> None:
+        original(self, capture, path, options)
+        model = onnx.load(path)
+        weights = next(t for t in model.graph.initializer if len(t.dims) == 4)
+        values = numpy_helper.to_array(weights).copy()
+        values.flat[0] += 0.05
+        weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(onnx_target.OnnxTarget, "export", corrupted)
+    monkeypatch.setattr(onnx_target.OnnxTarget, "axes", ((),))
+    with pytest.raises(ExportError, match=r"small could not be exported to onnx: with batch 1, 40x40 the file differs"):
+        export(small(), out=tmp_path / "out", sizes="40", name="small")
+    assert not names(tmp_path)
+
+
+# which axes are open
+
+
+def test_any_size_and_batch_where_they_are_dynamic(tmp_path: Path) -> None:
+    outcome = attempt(small(), tmp_path, sizes="40,40x56", batches="1,2")
+    assert outcome.axes == ALL and names(tmp_path) == {"small.pt2"} and not outcome.fixed
+
+
+def test_one_file_per_size_where_sizes_are_frozen(tmp_path: Path) -> None:
+    outcome = attempt(small(freeze=freeze_size), tmp_path, sizes="40,40x56", batches="1,2")
+    assert outcome.axes == ("batch",)
+    assert names(tmp_path) == {"small_40x40.pt2", "small_40x56.pt2"}
+    assert list(outcome.fixed) == [ALL]
+    assert all(len(f.checks) == 2 for f in outcome.files)
+
+
+def test_one_file_per_shape_where_all_is_frozen(tmp_path: Path) -> None:
+    outcome = attempt(small(freeze=freeze_all), tmp_path, sizes="40,40x56", batches="1,2")
+    assert outcome.axes == () and len(outcome.fixed) == 2
+    assert names(tmp_path) == {f"small_40x{w}_b{b}.pt2" for w in (40, 56) for b in (1, 2)}
+
+
+def test_frozen_branch_is_not_called_dynamic(tmp_path: Path) -> None:
+    outcome = attempt(fill_(Windowed()).eval(), tmp_path, sizes="140")
+    assert outcome.axes == ("batch",)
+    assert "does not hold for batch 3, 172x204" in outcome.fixed[ALL]
+
+
+def test_onnx_says_why_axes_are_fixed(tmp_path: Path) -> None:
+    (report,) = export(small(freeze=freeze_size), out=tmp_path, sizes="40,40x56", name="small")
+    assert report.dynamic_axes == ("batch",) and len(report.files) == 2
+    assert [r["tried"] for r in report.manifest["fixed_because"]] == [list(ALL)]
+    assert "batch open, the rest fixed" in (tmp_path / "summary.md").read_text()
+    shapes = [item["inputs"][0]["shape"] for item in report.manifest["artifacts"]]
+    assert shapes == [["batch", 3, 40, 40], ["batch", 3, 40, 56]]
+
+
+# what verification finds
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda ys: [y * (1 + 3e-4) for y in ys], r"with batch 1, 40x40 the file differs from the model by 3\.0e-04"),
+        (lambda ys: [np.where(np.arange(y.size).reshape(y.shape) == 1, np.nan, y) for y in ys], "NaN"),
+        (lambda ys: [y[:, :-1] for y in ys], "another shape"),
+        (lambda ys: [np.roll(y, 1, axis=-1) for y in ys], "differs"),
+        (lambda ys: [y[:1].repeat(7, 0) for y in ys], "gives outputs of shapes"),
+        (lambda ys: 1 / 0, "does not run: division by zero"),
+    ],
+)
+def test_wrong_outputs_fail(damage: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=message):
+        attempt(small(), tmp_path, ProgramTarget(damage))
+
+
+def test_error_within_tolerance_passes_and_is_told(tmp_path: Path) -> None:
+    outcome = attempt(small(), tmp_path, ProgramTarget(lambda ys: [y * (1 + 5e-5) for y in ys]))
+    assert 4e-5 < max(c.error for c in outcome.files[0].checks) <= 1e-4
+
+
+def test_wrong_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixzoo.export import prepare as module
+
+    wrong = small()
+    wrong.conv.weight.data[0, 0, 0, 0] += 0.01
+    monkeypatch.setattr(module, "fold", lambda model: copy.deepcopy(wrong).eval())
+    with pytest.raises(VerificationError, match="differs"):
+        attempt(small(), tmp_path)
+
+
+def test_images_that_depend_on_their_batch_fail(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="with batch 3, 40x40 the file differs"):
+        attempt(fill_(Mixing()).eval(), tmp_path, batches="3")
+
+
+def test_constant_model_trips_the_negative_control(tmp_path: Path) -> None:
+    model = small()
+    model.fc.weight.data.zero_()
+    with pytest.raises(UnprovableError, match="nothing is proved by batch 1, 40x40: another image"):
+        attempt(model, tmp_path)
+
+
+def test_model_that_float32_cannot_hold_is_not_called_verified(tmp_path: Path) -> None:
+    model = fill_(Unstable()).eval()
+    assert not Reference(prepare(model)).stable((40, 40), 0, 1e-4)
+    assert Reference(prepare(small())).stable((40, 40), 0, 1e-4)
+    rotated = ProgramTarget(lambda ys: [np.sin(np.arcsin(y) + 0.1) for y in ys])
+    with pytest.raises(UnprovableError, match="cannot be verified: float32 rounding"):
+        attempt(model, tmp_path, rotated)
+
+
+def test_every_output_is_compared(tmp_path: Path) -> None:
+    model = fill_(Pyramid()).eval()
+    assert attempt(model, tmp_path).axes == ALL
+    with pytest.raises(VerificationError, match="differs"):
+        attempt(model, tmp_path / "wrong", ProgramTarget(lambda ys: [ys[0], ys[1] * 1.01]))
+
+
+def test_model_that_refuses_a_size_says_so(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 38 * 38, 5))
+    with pytest.raises(ExportError, match="small itself does not run at 48x48: mat1 and mat2"):
+        attempt(fill_(model).eval(), tmp_path, sizes="40,48")
+    outcome = attempt(fill_(model).eval(), tmp_path, sizes="40")
+    assert outcome.axes == ("batch",) and "runs at none of" in outcome.fixed[ALL]
+
+
+# what is left behind
+
+
+def test_failure_leaves_earlier_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    export(small(), "program", tmp_path, sizes="40", name="small")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    stage(monkeypatch, damage=lambda ys: [y * 1.01 for y in ys])
+    with pytest.raises(ExportError):
+        export(small(), "program", tmp_path, sizes="40", name="small")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_success_removes_what_it_supersedes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    (tmp_path / "notes.txt").write_text("mine")
+    export(small(freeze=freeze_size), "program", tmp_path, sizes="40,48", name="small")
+    assert {"small_40x40.pt2", "small_48x48.pt2"} <= names(tmp_path)
+    export(small(), "program", tmp_path, sizes="40,48", name="small")
+    assert names(tmp_path) == {"small.pt2", "manifest.json", "summary.md", "notes.txt"}
+
+
+def test_two_models_in_one_folder_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    (first,) = export(small(), "program", tmp_path, sizes="40", name="first")
+    (second,) = export(small(), "program", tmp_path, sizes="40", name="second")
+    assert (first.folder, second.folder) == (tmp_path, tmp_path / "second")
+    assert json.loads((tmp_path / "manifest.json").read_text())["model"] == "first"
+
+
+def test_a_failed_target_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    broken = ProgramTarget(damage=lambda ys: [y * 0 for y in ys])
+    broken.name = "broken"
+    monkeypatch.setitem(TARGETS, "broken", broken)
+    with pytest.raises(ExportError, match="small could not be exported to broken"):
+        export(small(), "broken,program", tmp_path, sizes="40", name="small")
+    assert names(tmp_path) == {"program"} and "small.pt2" in names(tmp_path / "program")
+
+
+# what goes in
+
+
+def test_model_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    model = small().train().requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    export(model, "program", tmp_path, sizes="40")
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_checkpoint_is_loaded_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    trained, file = small(), tmp_path / "best.pth"
+    trained.fc.bias.data += 1
+    torch.save({"model": trained.state_dict()}, file)
+    (report,) = export(small(), "program", tmp_path / "out", sizes="40", checkpoint=file, name="small")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert report.manifest["weights"] == f"checkpoint best.pth sha256 {digest}"
+    x = images((40, 40))
+    got = TARGETS["program"].load(report.path)(x.numpy())
+    assert relative_error([got], [trained(x).detach().numpy()]) < 1e-4
+    assert relative_error([got], [small()(x).detach().numpy()]) > 1e-2
+    with pytest.raises(CheckpointError, match="does not fit"):
+        export(nn.Conv2d(3, 4, 3), "program", tmp_path / "out", sizes="40", checkpoint=file)
+
+
+def test_checkpoint_of_a_named_model_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "best.pth"
+    model = fill_(mixzoo.create_model("shvit_s1", num_classes=7))
+    torch.save(model.state_dict(), file)
+    prepared = prepare("shvit_s1", checkpoint=file, model_options={"num_classes": 7})
+    assert all(torch.equal(v, prepared.original.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("shvit_s1", "mixzoo"), ("timm:shvit_s1", "timm"), ("test_vit", "timm")])
+def test_names_are_built_and_filled(name: str, kind: str) -> None:
+    prepared = prepare(name, model_options={"num_classes": 7})
+    assert prepared.name == name.removeprefix("timm:") and prepared.weights.startswith("filled")
+    assert type(prepared.original).__module__.startswith(f"{kind}.")
+    assert prepared.original.get_classifier().out_features == 7
+
+
+def test_fill_is_steady_in_float32() -> None:
+    model, x = fill_(mixzoo.create_model("convformer_s18")).eval(), images((64, 64))
+    assert rounding(model, x) > ROUNDING
+    assert fill_steadily_(model, [x]) < 1
+    assert rounding(model, x) <= ROUNDING
+
+
+def test_unknown_names_are_told_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown export target 'onx'\. Did you mean 'onnx'"):
+        export(small(), "onx", tmp_path)
+    with pytest.raises(UnknownModelError, match=r"Did you mean .*'shvit_s1'"):
+        export("shvit_s0", out=tmp_path)
+    with pytest.raises(UnknownNameError, match=r"'opsett'\. Did you mean 'opset'"):
+        TARGETS["onnx"].export(None, tmp_path / "x.onnx", {"opsett": 18})
+
+
+def test_missing_packages_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_target, "available", lambda package: package == "onnx")
+    remedy = re.escape("needs onnxscript and onnxruntime: pip install 'mixzoo[onnx]'")
+    with pytest.raises(MissingExtraError, match=remedy):
+        export(small(), out=tmp_path)
+
+
+def test_unusable_opset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset 9 is not available: give one from 18 to"):
+        export(small(), out=tmp_path / "out", sizes="40", opset=9)
+    assert not names(tmp_path)
+
+
+def test_contradictions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="leave one out"):
+        export("shvit_s1", out=tmp_path, checkpoint="x.pth", pretrained=True)
+    with pytest.raises(ExportError, match="go with a name"):
+        export(small(), out=tmp_path, pretrained=True)
+    with pytest.raises(ExportError, match="cannot name a file"):
+        export(small(), out=tmp_path, name="../small")
+
+
+def test_sizes_are_read() -> None:
+    assert parse_sizes("224, 192x256,224x224") == ((224, 224), (192, 256))
+    assert parse_batches("1,3,1") == (1, 3)
+
+
+@pytest.mark.parametrize("text", ["", "224,", "a", "1x2x3", "-5", "0", "12.5", "x32", "²"])
+def test_bad_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ShapeError, match="give"):
+        parse_sizes(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1,,2"])
+def test_bad_batches_are_refused(text: str) -> None:
+    with pytest.raises(ShapeError, match="give"):
+        parse_batches(text)
+
+
+@pytest.mark.parametrize("sizes", [[], [(224,)], [(0, 224)], [(1, 2, 3)]])
+def test_bad_pairs_are_refused(sizes: Any, tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match="give"):
+        export(small(), out=tmp_path, sizes=sizes)
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_targets_keep_the_protocol(name: str) -> None:
+    target = TARGETS[name]
+    assert target.name == name and target.suffix.startswith(".")
+    assert target.axes[-1] == () and all(set(axes) <= set(ALL) for axes in target.axes)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [v.name for v in VARIANTS.values() if (v.params_m or 0) <= 100])
+def test_every_variant_exports(name: str, tmp_path: Path) -> None:
+    (report,) = export(name, out=tmp_path, sizes=None, batches="1,3")
+    assert report.error <= 1e-4 and "batch" in report.dynamic_axes
