@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
-from ..kernels.packed_conv import ConvShape, PackedWeight, conv_act
+from ..kernels.packed_conv import ConvPlan, ConvShape, conv_act
 from .act import ShiftedSquaredReLU, SquaredReLU
 from .residual import FoldedResidual
 
@@ -30,10 +30,10 @@ class PackedConv2d(nn.Module):
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         padding, stride, dilation = (tuple(int(n) for n in p) for p in (conv.padding, conv.stride, conv.dilation))
         self.shape = ConvShape(padding, stride, dilation, conv.groups, act)  # type: ignore[arg-type]
-        self.packed = PackedWeight()
+        self.plan = ConvPlan()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return conv_act(x, self.weight, self.bias, self.shape, self.packed, residual)
+        return conv_act(x, self.weight, self.bias, self.shape, self.plan, residual)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.shape}"
