@@ -5,6 +5,8 @@ Every function here changes modules in place and is called on private copies onl
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ def affine_after(module: Affine, scale: Tensor, shift: Tensor | None = None) -> 
 
 
 def affine_before(module: Affine, scale: Tensor, shift: Tensor) -> Affine:
-    """``module(scale * x + shift)`` per input channel, in place; only where no padding enters (`takes_input_affine`)."""
+    """``module(scale * x + shift)`` per input channel, in place; only where `takes_input_affine`: no padding enters."""
     matrix = module.weight.flatten(1)  # (O, I)
     added = matrix @ shift
     _set_bias(module, added if module.bias is None else module.bias + added)
@@ -38,7 +40,7 @@ def affine_before(module: Affine, scale: Tensor, shift: Tensor) -> Affine:
     return module
 
 
-def takes_input_affine(module: nn.Module) -> bool:
+def takes_input_affine(module: nn.Module) -> TypeGuard[Affine]:
     """Whether an affine map of the input channels can be folded into ``module``: a linear or a 1x1 convolution."""
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -52,8 +53,8 @@ def deploy(model: ModuleT, compile: bool = False) -> ModuleT:
     result = fold(model)
     if deploy_form(result) != "deployed":
         result = pack(result)  # type: ignore[assignment]
-        result = result.to(memory_format=torch.channels_last)
-        result.deploy_form = "deployed"  # type: ignore[assignment]
+        result = result.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        result.deploy_form = "deployed"
     return torch.compile(result) if compile else result  # type: ignore[return-value]
 
 
@@ -74,8 +75,9 @@ def _walk(module: nn.Module) -> nn.Module:
         module = nn.Sequential(OrderedDict((n, getattr(module, n)) for n in ("fc1", "norm", "act", "fc2")))
     if isinstance(module, _DROPPED):
         return nn.Identity()
-    if hasattr(module, "folded"):
-        replaced = module.folded()
+    folded: Callable[[], nn.Module] | None = getattr(module, "folded", None)
+    if folded is not None:
+        replaced = folded()
         return _chain(replaced) if type(replaced) is nn.Sequential else replaced
     return _chain(module) if type(module) is nn.Sequential else module
 

@@ -39,7 +39,7 @@ def fuse_pair(first: nn.Module, second: nn.Module) -> list[nn.Module] | None:
         return [affine_after(first, scale, shift)]
     if isinstance(first, nn.BatchNorm1d | nn.BatchNorm2d) and takes_input_affine(second):
         scale, shift = batch_norm_affine(first)
-        return [affine_before(second, scale, shift)]  # type: ignore[arg-type]
+        return [affine_before(second, scale, shift)]
     if isinstance(second, LayerScale2d) and scale_output(first, second.gamma):
         return [first]
     if isinstance(first, PoolMixer) and isinstance(second, LayerScale2d):
@@ -52,8 +52,8 @@ def fuse_pair(first: nn.Module, second: nn.Module) -> list[nn.Module] | None:
 def fuse_star_relu(act: StarReLU, following: nn.Module) -> list[nn.Module] | None:
     """``following(scale * r + bias)`` with the scale, and where no padding enters the bias, taken by ``following``."""
     if takes_input_affine(following):
-        width = following.weight.shape[1]  # type: ignore[index]
-        return [SquaredReLU(), affine_before(following, act.scale.expand(width), act.bias.expand(width))]  # type: ignore
+        width = following.weight.shape[1]
+        return [SquaredReLU(), affine_before(following, act.scale.expand(width), act.bias.expand(width))]
     if isinstance(following, nn.Conv2d) and act.scale.abs().item() > MIN_SCALE:
         following.weight.data = following.weight * act.scale
         return [ShiftedSquaredReLU(act.bias / act.scale), following]

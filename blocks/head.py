@@ -106,9 +106,9 @@ class FoldedHead(nn.Module):
         super().__init__()
         self.global_pool, self.hidden_size = source.global_pool, source.hidden_size
         self.norm, self.norm_dist = source.norm, source.norm_dist if source.distilled else None
-        self.fc = affine_before(copy.deepcopy(source.fc), *batch_norm_affine(source.norm))
+        self.fc = _with_norm(source.fc, source.norm)
         if source.distilled:
-            second = affine_before(copy.deepcopy(source.fc_dist), *batch_norm_affine(source.norm_dist))
+            second = _with_norm(source.fc_dist, source.norm_dist)
             self.fc.weight.data = (self.fc.weight + second.weight) / 2
             self.fc.bias.data = (self.fc.bias + second.bias) / 2
 
@@ -117,6 +117,14 @@ class FoldedHead(nn.Module):
         if not pre_logits:
             return self.fc(x)
         return self.norm(x) if self.norm_dist is None else (self.norm(x) + self.norm_dist(x)) / 2
+
+
+def _with_norm(fc: nn.Module | None, norm: nn.Module) -> nn.Linear:
+    """A copy of the classifier that takes what enters its batch norm."""
+    assert isinstance(fc, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+    result = copy.deepcopy(fc)
+    affine_before(result, *batch_norm_affine(norm))
+    return result
 
 
 def _pool(name: str) -> SelectAdaptivePool2d:

@@ -66,13 +66,16 @@ def _without_inner_shortcut(branch: list[nn.Module]) -> nn.Module | None:
     """
     if len(branch) != 3 or not isinstance(branch[0], nn.BatchNorm2d) or type(branch[1]) is not FoldedResidual:
         return None
-    chain, last = list(branch[1].fn), branch[2]
-    if not isinstance(last, LayerScale2d) or not takes_input_affine(chain[0]) or not takes_input_affine(chain[-1]):
+    fn, last = branch[1].fn, branch[2]
+    if not isinstance(fn, nn.Sequential) or not isinstance(last, LayerScale2d):
+        return None
+    chain = list(fn)
+    if not takes_input_affine(chain[0]) or not takes_input_affine(chain[-1]):
         return None
     a, c = batch_norm_affine(branch[0])
     affine_before(chain[0], a, c)
     affine_after(chain[-1], last.gamma, last.gamma * c)
-    return ScaledResidual(branch[1].fn, 1 + last.gamma * a)
+    return ScaledResidual(fn, 1 + last.gamma * a)
 
 
 def _keeps_map(module: nn.Module) -> bool:

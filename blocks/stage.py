@@ -1,7 +1,7 @@
 """Blocks declared as data, and the stages that run them.
 
-A block is a tuple of parts. A `Branch` is a residual branch, whose members run in order; a `Plain` part has no shortcut.
-`MIXER` stands for the token mixer of the stage, so that any mixer fits any block:
+A block is a tuple of parts. A `Branch` is a residual branch, whose members run in order; a `Plain` part has no
+shortcut. `MIXER` stands for the token mixer of the stage, so that any mixer fits any block:
 
     (Branch("mix", {"norm": LayerNorm2d, "mixer": MIXER}), Branch("ffn", {"norm": LayerNorm2d, "mlp": mlp()}))
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
-from timm.models import checkpoint_seq
+from timm.models import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from .geometry import Size, from_windows, to_windows
@@ -198,10 +198,14 @@ class CrossBlock(nn.Sequential):
 class CrossStage(Stage):
     """A stage whose blocks see the cross tokens of up to `MAX_CROSS_SOURCES` blocks before them."""
 
+    def run_block(self, block: nn.Module, x: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The map after ``block`` and the cross tokens that it hands on, recomputed in the backward pass if asked."""
+        return checkpoint(block, x, maps) if self.grad_checkpointing and self.training else block(x, maps)
+
     def run_blocks(self, x: Tensor) -> Tensor:
         maps: list[Tensor] = []
         for block in self.blocks:
-            x, tokens = block(x, maps[-MAX_CROSS_SOURCES:])
+            x, tokens = self.run_block(block, x, maps[-MAX_CROSS_SOURCES:])
             if tokens is not None:
                 maps.append(tokens)
         return x
@@ -212,7 +216,8 @@ class WindowedCrossStage(CrossStage):
     """A `CrossStage` in windows: each window is a map of its own, with cross tokens of its own.
 
     A map that does not divide into windows is zero-padded at the left and top for even blocks and at the right and
-    bottom for odd ones, so that the windows move between blocks; the padding takes part, and is cut off after each block.
+    bottom for odd ones, so that the windows move between blocks; the padding takes part, and is cut off after each
+    block.
 
     Args:
         downsample, blocks, norm, position: as in `Stage`.
@@ -237,7 +242,7 @@ class WindowedCrossStage(CrossStage):
         for index, block in enumerate(self.blocks):
             top, left = (pad_h, pad_w) if index % 2 == 0 else (0, 0)
             padded = F.pad(x, (left, pad_w - left, top, pad_h - top)) if pad_h or pad_w else x
-            out, tokens = block(to_windows(padded, (self.window, self.window)), maps)
+            out, tokens = self.run_block(block, to_windows(padded, (self.window, self.window)), maps)
             out = from_windows(out, (height + pad_h, width + pad_w))
             x = out[:, :, top : top + height, left : left + width]
             if tokens is not None:

@@ -53,6 +53,7 @@ class RelativeBias(GridModule):
     """
 
     grid_tables = ("table",)
+    index: Tensor
 
     def __init__(self, num_heads: int, grid: Size) -> None:
         super().__init__()
@@ -71,6 +72,9 @@ class RelativeBias(GridModule):
 
 class FixedRelativeBias(nn.Module):
     """`RelativeBias` with the (heads, N, N) bias of its own grid computed beforehand."""
+
+    table: Tensor
+    expanded: Tensor
 
     def __init__(self, source: RelativeBias) -> None:
         super().__init__()

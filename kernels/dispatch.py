@@ -47,4 +47,4 @@ class Op:
 
 def exporting() -> bool:
     """Whether a graph is being captured for another runtime, where only plain operators should appear."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]

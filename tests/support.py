@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from mixzoo.zoo.fill import fill_array
 
 GOLDEN = Path(__file__).parent / "golden"

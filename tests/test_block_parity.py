@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import PARITY, golden, image, official_state, rel_err
-from torch import Tensor, nn
-
 from mixzoo.blocks.mixers import CascadedGroupAttention, LargeKernelAttention, Mixer, SingleHeadAttention
 from mixzoo.blocks.mixers.large_kernel import LargeKernelGate
 from mixzoo.blocks.stage import BlockSite, CrossStage, MixerChoice, build_block
 from mixzoo.zoo import fcaformer
 from mixzoo.zoo.keys import KeyMap, rename
+from support import PARITY, golden, image, official_state, rel_err
+from torch import Tensor, nn
 
 PAIRS = rename((r"\.conv\.weight$", ".c.weight"))
 WINDOW = KeyMap(rename((r"^bias\.table$", "attention_biases"), (r"^proj\.", "proj.1.")) + PAIRS)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mixzoo
 import pytest
 import torch
-from support import PARITY, golden, image, official_state, rel_err
-
-import mixzoo
 from mixzoo.zoo.weights import to_official
+from support import PARITY, golden, image, official_state, rel_err
 
 FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer")
 FIXTURES = [(f, n) for f in FAMILIES for n in golden(f)[0] if f"{n}/logits" in golden(f)[1]]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import mixzoo
 import pytest
 import timm
 import torch
-
-import mixzoo
 from mixzoo.zoo.errors import UnknownModelError, UnknownNameError
 from mixzoo.zoo.registry import FAMILIES, VARIANTS, get_variant, timm_name
 

@@ -28,7 +28,8 @@ def fetch(name: str, weights: Weights, cache_dir: str | os.PathLike[str] | None 
         if weights.hf_hub_id:
             return _from_hub(name, weights.hf_hub_id, "model.safetensors", None, cache_dir)
         raise CheckpointError(
-            f"No weights of {name} are published: build it with pretrained=False, or pass your own file as checkpoint_path=."
+            f"No weights of {name} are published: build it with pretrained=False, or pass your own file as "
+            "checkpoint_path=."
         )
     hosted = _HUB_URL.fullmatch(weights.url)
     path = cache_path(weights.url, cache_dir)
@@ -60,7 +61,8 @@ def _from_hub(name: str, repo: str, file: str, revision: str | None, cache_dir: 
 
     url = f"https://huggingface.co/{repo}/resolve/{revision or 'main'}/{file}"
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir))
+        folder = None if cache_dir is None else Path(cache_dir)
+        return Path(hf_hub_download(repo, file, revision=revision, cache_dir=folder))
     except Exception as error:  # the hub client raises its own, httpx's and OS errors
         raise _unreachable(name, url, cache_path(url, cache_dir), error) from error
 
@@ -68,8 +70,8 @@ def _from_hub(name: str, repo: str, file: str, revision: str | None, cache_dir: 
 def _unreachable(name: str, url: str, path: Path, error: Exception) -> CheckpointError:
     reason = str(error).split("\n", 1)[0] or type(error).__name__
     return CheckpointError(
-        f"Weights of {name} could not be downloaded from {url} ({reason}). Go online, or download the file elsewhere and "
-        f"put it at {path}, or pass it as checkpoint_path= (in the command line: --checkpoint)."
+        f"Weights of {name} could not be downloaded from {url} ({reason}). Go online, or download the file elsewhere "
+        f"and put it at {path}, or pass it as checkpoint_path= (in the command line: --checkpoint)."
     )
 
 

@@ -6,10 +6,10 @@ The official classifier runs at its constructor's size only, a multiple of 32. H
 cross-token scales are resized bicubically, and ``img_size=`` sets the size they are made for.
 
 The authors' backbone for dense prediction is another model, offered as ``fcaformer_l*_dense`` with
-``features_only=True``: attention stages run in windows of 14 and 7, zero-padded at the left and top in even blocks and at
-the right and bottom in odd ones, so that windows move where the map does not divide; cross tokens stay in their window;
-each stage's map goes through a 1x1 convolution and a LayerNorm. Its tables belong to the windows, so image size never
-resizes them. Without ``features_only`` it classifies from the last map, which the authors' code does not.
+``features_only=True``: attention stages run in windows of 14 and 7, zero-padded at the left and top in even blocks and
+at the right and bottom in odd ones, so that windows move where the map does not divide; cross tokens stay in their
+window; each stage's map goes through a 1x1 convolution and a LayerNorm. Its tables belong to the windows, so image size
+never resizes them. Without ``features_only`` it classifies from the last map, which the authors' code does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..blocks.downsample import separable_downsample
 from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer
 from ..blocks.scale import layer_scale
-from ..blocks.stage import MIXER, Branch, CrossStage, Plain, WindowedCrossStage
+from ..blocks.stage import MIXER, Branch, CrossStage, Plain, Stage, WindowedCrossStage
 from ..blocks.stem import conv_stem
 from .keys import KeyMap, View, linear_shape, rename
 from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, Weights
@@ -107,7 +107,7 @@ def build(
             attention if heads else convnext,
             Mixer("forward_cross", num_heads=heads) if heads else Mixer("depthwise"),
             separable_downsample if i else None,
-            **({"make": CrossStage} if heads else {}),
+            make=CrossStage if heads else Stage,
         )
         for i, (depth, dim, heads) in enumerate(zip(depths, dims, num_heads, strict=True))
     )

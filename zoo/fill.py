@@ -20,7 +20,8 @@ def fill_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """float64 values for the tensor called ``key``.
 
     Matrices and kernels get unit gain over their fan-in, biases and running means are small, norm weights and running
-    variances lie in [0.5, 1.5], and branch scales (layer scale, gamma) in [0.01, 0.03], so that deep models stay finite.
+    variances lie in [0.5, 1.5], and branch scales (layer scale, gamma) in [0.01, 0.03], so that deep models stay
+    finite.
     """
     rng = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.rsplit(".", 1)[-1]

@@ -10,7 +10,8 @@ its stages agree. Weights in timm's form load here into the official head, and g
 The baselines have norms without bias, StarReLU, scaled shortcuts in the last two stages, and normalise after pooling.
 RandFormer's random matrices belong to the grid of ``img_size``; other maps resize them (`resize_mixing`).
 
-The ``metaformer_*`` models are the hybrids of the PoolFormer paper's ablation: p pooling, a attention, f spatial linear.
+The ``metaformer_*`` models are the hybrids of the PoolFormer paper's ablation: p pooling, a attention, f spatial
+linear.
 """
 
 from __future__ import annotations
@@ -269,20 +270,25 @@ def _large(kind: str, size: str) -> Variant:
             macs_g=macs,
             crop_pct=1.0,
         )
-        for tag, suffix, (macs, top1) in zip(tags, suffixes, figures, strict=True)  # type: ignore[misc]
+        for tag, suffix, (macs, top1) in zip(tags, suffixes, figures, strict=True)
     ]
     in21k = replace(
         files[0], tag="in21k", url=f"{_HUB}/{kind}/{name}_in21k.pth", num_classes=21841, top1=None, macs_g=None
     )
     files.append(replace(in21k, hf_hub_id=f"timm/{name}.sail_in22k"))
     spec = build(*_LARGE_SIZES[size], _MIXERS[kind], hidden=mlp_hidden)
-    macs, top1 = figures[0]  # type: ignore[misc]
-    return _variant(name, spec, params, macs, top1, tuple(files), drop_path, _BASELINES, "MetaFormer baseline")  # type: ignore
+    macs, top1 = figures[0]
+    return _variant(name, spec, params, macs, top1, tuple(files), drop_path, _BASELINES, "MetaFormer baseline")
 
 
 def _hybrid(code: str, name: str, params: float, crop: float, positions: Sequence[int] = ()) -> Variant:
     """A hybrid of the PoolFormer ablation; ``code`` has a letter per stage."""
-    mixers = {"i": "identity", "p": "pool", "a": Mixer("attention", proj_bias=True), "f": "spatial_linear"}
+    mixers: dict[str, str | MixerFactory] = {
+        "i": "identity",
+        "p": "pool",
+        "a": Mixer("attention", proj_bias=True),
+        "f": "spatial_linear",
+    }
     depths, dims, drop_path = _SIZES["s12"]
     norm = _channel_norm if "a" in code else GroupNorm1
     spec = _v1(depths, dims, mixers=[mixers[c] for c in code], norm=norm, positions=positions)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import FeatureGetterNet, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ..blocks.deploy import redeploy
 from . import efficientvit, fcaformer, metaformer, shvit, van, weights
 from .download import fetch
 from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
@@ -103,7 +104,7 @@ def create_model(
     try:
         return timm.create_model(timm_name(variant.name), pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except DeployFormError:
-        model = weights.redeploy(timm.create_model(timm_name(variant.name), **options), "folded")
+        model = redeploy(cast(Backbone, timm.create_model(timm_name(variant.name), **options)), "folded")
         weights.fit(model, weights.load_checkpoint_file(checkpoint_path), str(checkpoint_path))
         return model
 
@@ -172,6 +173,7 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         dense = bool(options.get("features_only"))
         spec = variant.spec if dense else replace(variant.spec, necks=None)
+        _check_extractor(spec, name, options.get("feature_cls"))
         overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
         if pretrained and not any(overlay.get(k) for k in ("file", "url", "state_dict", "hf_hub_id")):
             item = _selected(variant, options.get("pretrained_cfg"))
@@ -179,13 +181,13 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
         if overlay.get("file") or overlay.get("url"):
             overlay.setdefault("custom_load", True)
         indices = tuple(range(len(spec.stages)))
-        placement = {k: options.pop(k) for k in ("device", "dtype") if k in options}
+        placement: dict[str, Any] = {k: options.pop(k) for k in ("device", "dtype") if k in options}
         return build_model_with_cfg(
             partial(_construct, spec, placement, dense),
             name,
             pretrained,
             pretrained_cfg_overlay=overlay or None,
-            feature_cfg={"out_indices": indices, "feature_cls": "getter"},
+            feature_cfg={"out_indices": indices, "feature_cls": "getter", "flatten_sequential": True},
             **options,
         )
 
@@ -201,6 +203,12 @@ def _construct(spec: BackboneSpec, placement: dict[str, Any], dense: bool, **opt
     return model
 
 
+def _check_extractor(spec: BackboneSpec, name: str, extractor: Any) -> None:
+    """Refuse timm's extractors that take maps from inside the model, where a model makes them beside its stages."""
+    if spec.necks and extractor not in (None, "getter", FeatureGetterNet):
+        raise MixzooError(f"{name} gives its maps through the getter only: leave out feature_cls={extractor!r}.")
+
+
 def _selected(variant: Variant, cfg: Any) -> Weights:
     tag = cfg if isinstance(cfg, str) else (getattr(cfg, "tag", None) or (cfg or {}).get("tag") if cfg else None)
     return _weights_by_tag(variant, tag) if tag else variant.weights[0]
@@ -212,8 +220,8 @@ def _register_all() -> dict[str, str]:
     names = {v.name: f"mz_{v.name}" if v.name in owned else v.name for v in VARIANTS.values()}
     for family, module in FAMILIES.items():
         members = [v for v in VARIANTS.values() if v.family == family]
-        cfgs = {f"{names[v.name]}.{w.tag}".rstrip("."): _cfg(v, w) for v in members for w in v.weights}
-        module.default_cfgs = generate_default_cfgs(cfgs)
+        cfgs: dict[str, Any] = {f"{names[v.name]}.{w.tag}".rstrip("."): _cfg(v, w) for v in members for w in v.weights}
+        vars(module).update(default_cfgs=generate_default_cfgs(cfgs))
         for variant in members:
             entry = _entrypoint(variant, names[variant.name])
             entry.__module__ = module.__name__

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import Format
@@ -124,7 +124,8 @@ class Backbone(nn.Module):
         taken, last = feature_take_indices(len(self.stages), indices)
         maps = []
         x = self.stem(x)
-        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+        stages = list(self.stages)
+        for index, stage in enumerate(stages[: last + 1] if stop_early else stages):
             x = stage(x)
             if index in taken:
                 maps.append(self._feature(x, index, norm, layout))
@@ -146,16 +147,21 @@ class Backbone(nn.Module):
     ) -> list[int]:
         """Drop what `forward_intermediates` does not need for ``indices``, and return them as a list."""
         taken, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_norm:
+        self.stages = cast(nn.Sequential, self.stages[: last + 1])
+        self.num_features = self.spec.stages[last].dim
+        if prune_norm or last < len(self.spec.stages) - 1:
             self.norm = nn.Identity()
+        if self.necks is not None:
+            self.necks = nn.ModuleList(m if i in taken else nn.Identity() for i, m in enumerate(self.necks))
         if prune_head:
-            self.reset_classifier(0, "")
-            self.head.norm = self.head.hidden = self.head.norm_dist = nn.Identity()
+            self.num_classes = 0
+            self.head = ClassifierHead(self.num_features, 0, "").train(self.training)
+            self.head_hidden_size = self.head.hidden_size
         return taken
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        return (self.head.fc, self.head.fc_dist) if self.head.distilled else self.head.fc
+        head = self.head
+        return (head.fc, head.fc_dist) if head.distilled and head.fc_dist is not None else head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (0 classes: none), and the pooling where one is named."""
@@ -181,12 +187,12 @@ class Backbone(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in training: recompute each block in the backward pass."""
-        for stage in self.stages:
+        for stage in cast(Iterable[Stage], self.stages):
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the papers train without weight decay."""
-        found = set()
+        found: set[str] = set()
         for prefix, module in self.named_modules():
             found.update(f"{prefix}.{name}" for name in getattr(module, "undecayed", ()))
         return found
@@ -198,9 +204,7 @@ class Backbone(nn.Module):
 
     # checkpoints
 
-    def load_state_dict(  # type: ignore[override]
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load tensors named as in mixzoo, in the official code, or in timm; see `mixzoo.zoo.weights`."""
         return super().load_state_dict(weights.to_own_keys(self, state_dict), strict=strict, assign=assign)
 

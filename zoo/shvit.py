@@ -28,11 +28,14 @@ from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, Weights
 _DOWN = (("dw0", "0.0"), ("ffn0", "0.1"), ("dw1", "2.0"), ("ffn1", "2.1"))
 
 
+def _in_next_stage(theirs: str) -> Rewrite:
+    return lambda m: f"blocks{int(m[1]) + 1}.{theirs}.m."
+
+
 def sandwich_keys() -> tuple[tuple[str, Rewrite], ...]:
     """Official names of stem, downsampling, blocks and head."""
     down: list[tuple[str, Rewrite]] = [
-        (rf"^stages\.(\d+)\.downsample\.{ours}\.fn\.", lambda m, theirs=theirs: f"blocks{int(m[1]) + 1}.{theirs}.m.")
-        for ours, theirs in _DOWN
+        (rf"^stages\.(\d+)\.downsample\.{ours}\.fn\.", _in_next_stage(theirs)) for ours, theirs in _DOWN
     ]
     return (
         (r"^stem\.conv(\d)\.", lambda m: f"patch_embed.{2 * (int(m[1]) - 1)}."),

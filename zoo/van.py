@@ -2,8 +2,8 @@
 
 Paper: arXiv:2202.09741. Weights: Apache-2.0. Facts: github.com/Visual-Attention-Network/VAN-Classification at e19779b.
 
-Images are normalised with mean and std 0.5. Each stage ends in a LayerNorm; any image size works unchanged. B4 to B6 are
-defined by the authors' code without published figures or weights.
+Images are normalised with mean and std 0.5. Each stage ends in a LayerNorm; any image size works unchanged. B4 to B6
+are defined by the authors' code without published figures or weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Token mixers: modules that map (B, C, H, W) to (B, C, H, W) for any H and W, by name.
 
-A mixer factory is called with the channels and the grid (h, w) that the map has at the model's ``img_size``. Only mixers
-with learned position tables look at the grid, and they resize the tables for any other map.
+A mixer factory is called with the channels and the grid (h, w) that the map has at the model's ``img_size``. Only
+mixers with learned position tables look at the grid, and they resize the tables for any other map.
 """
 
 from __future__ import annotations

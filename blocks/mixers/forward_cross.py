@@ -94,4 +94,4 @@ class ForwardCrossAttention(nn.Module):
             tokens, self.qkv.weight.flatten(1)[dim:], None if self.qkv.bias is None else self.qkv.bias[dim:]
         )
         k, v = projected.chunk(2, dim=2)
-        return tuple(t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (k, v))  # type: ignore[return-value]
+        return tuple(t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (k, v))
