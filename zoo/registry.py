@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.models import FeatureGetterNet, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from ..blocks.deploy import redeploy
