@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -77,8 +77,8 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise CheckpointError(
-            f"{path} needs pickled code to load, which is refused because it could run anything. If you trust the file, "
-            "re-save its state dict: torch.save(torch.load(path, weights_only=False)['model'], new_path)."
+            f"{path} needs pickled code to load, which is refused because it could run anything. If you trust the "
+            "file, re-save its state dict: torch.save(torch.load(path, weights_only=False)['model'], new_path)."
         ) from error
     except (SafetensorError, BadZipFile, EOFError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({error}): download or save it again.") from error
@@ -120,7 +120,8 @@ def to_own_keys(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, 
     if form == "deploy":
         raise DeployFormError(
             f"These weights are the deploy form of {_name(model)}, whose batch norms are folded away: load them into "
-            "mixzoo.deploy(model), or pass the file as checkpoint_path= to mixzoo.create_model, which returns that form."
+            "mixzoo.deploy(model), or pass the file as checkpoint_path= to mixzoo.create_model, which returns that "
+            "form."
         )
     return _renamed(own, state_dict, model.spec.keys[form])
 
@@ -235,6 +236,11 @@ def fit(model: Backbone, state_dict: Mapping[str, Any], source: str = "the check
     if model.head_optional:
         kept |= {key for key in own if key.startswith("head.") and key not in tensors}
     problems = _problems(model, tensors, own, kept)
+    if problems and _share(own, tensors) < 0.5:
+        raise CheckpointError(
+            f"{source} is not a checkpoint of {_name(model)}: of its {len(tensors)} tensors ({_first(tensors)}) few "
+            f"have a name that the model knows, in the forms {', '.join(['own', *model.spec.keys])} ({_first(own)})."
+        )
     if problems:
         raise CheckpointError(f"{source} does not fit {_name(model)}:\n{problems}")
     nn.Module.load_state_dict(model, tensors, strict=False)
@@ -282,6 +288,10 @@ def _resizes(model: Backbone, key: str, tensor: Tensor, like: Tensor) -> bool:
         return True
     accepts = getattr(module, "accepts_weight", None)
     return bool(leaf == "weight" and accepts is not None and accepts(tensor))
+
+
+def _first(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:3]) + ", ..."
 
 
 def _name(model: nn.Module) -> str:
