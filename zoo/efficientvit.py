@@ -10,21 +10,17 @@ does when a checkpoint changes size. ``img_size=`` sets the size that the tables
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from torch import nn
 
 from ..blocks.channel import norm_mlp
 from ..blocks.conv import depthwise_norm
-from ..blocks.downsample import sandwich_merging
-from ..blocks.init import linear_trunc_normal
 from ..blocks.mixers import Mixer
 from ..blocks.stage import Branch, MixerSlot
-from ..blocks.stem import conv_stem
 from .keys import KeyMap, Rewrite, View, rename
-from .shvit import distilled, sandwich_keys
-from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, Weights
+from .sandwich import official_keys, sandwich_spec, timm_keys, with_distilled
+from .spec import BackboneSpec, Variant, Weights
 
 _MIXER_KEYS: tuple[tuple[str, Rewrite], ...] = (
     (r"\.mix\.fn\.mixer\.bias\.table$", ".mixer.m.attn.attention_biases"),
@@ -33,27 +29,15 @@ _MIXER_KEYS: tuple[tuple[str, Rewrite], ...] = (
 )
 _TABLES = (View(r"attention_biases$", lambda t: (t.shape[0], t[0].numel())),)
 _DROPPED = (r"attention_bias_idxs$",)
-_TIMM_DOWN = (
-    ("dw0", "res1.0.m"),
-    ("ffn0", "res1.1.m"),
-    ("merge", "patchmerge"),
-    ("dw1", "res2.0.m"),
-    ("ffn1", "res2.1.m"),
-)
-_OFFICIAL = KeyMap(rename(*_MIXER_KEYS, *sandwich_keys()), _TABLES, _DROPPED)
-_TIMM = KeyMap(
-    rename(
-        *_MIXER_KEYS,
-        (r"^stem\.conv(\d)\.", r"patch_embed.conv\1."),
-        *((rf"\.downsample\.{ours}\.(fn\.)?", f".downsample.{theirs}.") for ours, theirs in _TIMM_DOWN),
-        (r"\.(fn\.mlp|m)\.fc([12])\.", r".m.pw\2."),
-        (r"\.fn\.dw\.", ".m."),
-        (r"^head\.norm\.", "head.bn."),
-        (r"^head\.fc\.", "head.linear."),
-    ),
-    _TABLES,
-    _DROPPED,
-)
+_TIMM_STEM: tuple[str, Rewrite] = (r"^stem\.conv(\d)\.", r"patch_embed.conv\1.")
+_TIMM_DOWN = {
+    "dw0": "res1.0.m", "ffn0": "res1.1.m", "merge": "patchmerge", "dw1": "res2.0.m", "ffn1": "res2.1.m",
+}  # fmt: skip
+_TIMM = timm_keys(_TIMM_STEM, _TIMM_DOWN, "linear")
+_KEYS = {
+    "official": KeyMap(rename(*_MIXER_KEYS, *official_keys()), _TABLES, _DROPPED),
+    "timm": KeyMap(rename(*_MIXER_KEYS, *_TIMM), _TABLES, _DROPPED),
+}
 
 
 def build(
@@ -82,25 +66,9 @@ def build(
         Branch("dw1", {"dw": dw}),
         Branch("ffn1", {"mlp": norm_mlp(2.0)}),
     )
-    stages = tuple(
-        StageSpec(
-            depth,
-            dim,
-            block,
-            Mixer("cascaded_group", num_heads=heads, key_dim=key_dim, kernels=tuple(kernels), window=window),
-            sandwich_merging if i else None,
-        )
-        for i, (depth, dim, heads) in enumerate(zip(depths, dims, num_heads, strict=True))
-    )
-    return BackboneSpec(
-        stem=conv_stem(4, nn.ReLU),
-        stages=stages,
-        head=HeadSpec(norm=nn.BatchNorm1d),
-        init=linear_trunc_normal,
-        first_conv="stem.conv1.conv",
-        weights_key="model",
-        keys={"official": _OFFICIAL, "timm": _TIMM},
-    )
+    options = {"key_dim": key_dim, "kernels": tuple(kernels), "window": window}
+    mixers = [Mixer("cascaded_group", num_heads=heads, **options) for heads in num_heads]
+    return sandwich_spec(depths, dims, block, mixers, _KEYS)
 
 
 # name: depths, dims, heads, kernels, params (1e6), MACs (1e9), top-1 (%)
@@ -119,20 +87,10 @@ def _variants(name: str) -> tuple[Variant, Variant]:
     depths, dims, heads, kernels, params, macs, top1 = _TABLE[name]
     file = Weights("in1k", f"{_RELEASES}/{name}.pth", f"timm/{name}.r224_in1k", top1=top1, macs_g=macs)
     spec = build(depths, dims, heads, kernels)
-    plain = Variant(
-        name, "efficientvit", spec, params, macs, top1, 224, "2305.07027", "MIT", (file,), description="EfficientViT"
-    )
-    extra = (2 * dims[-1] + 1000 * dims[-1] + 1000) / 1e6
-    return plain, replace(
-        plain,
-        name=f"{name}_distilled",
-        spec=distilled(spec),
-        params_m=params + extra,
-        top1=None,
-        licence=None,
-        weights=(Weights(),),
-        description="EfficientViT with a distillation head",
-    )
+    return with_distilled(
+        Variant(name, "efficientvit", spec, params, macs, top1, 224, "2305.07027", "MIT", (file,),
+                description="EfficientViT")
+    )  # fmt: skip
 
 
 VARIANTS: tuple[Variant, ...] = tuple(v for name in _TABLE for v in _variants(name))
