@@ -24,7 +24,7 @@ from .shapes import Axes
 
 def tidy(model: ir.Model, axes: Axes) -> ir.Model:
     """``model`` with the rules applied, plain names, and no traces of the machine it was made on."""
-    for rules in (_SQUARES, _AFFINES):  # the second looks for what the first makes
+    for rules in (_SQUARES, _INTO_CONVS, _AFFINES):  # the last takes what the others made and left
         model = rewrite(model, pattern_rewrite_rules=rules)
     _name_axes(model, axes)
     model.graph.inputs[0].name = "image"
@@ -91,7 +91,38 @@ class AffineOfSquare(pattern.RewriteRuleClassBase):
         return _batch_norm(op, op.Mul(x, x), square, _per_channel(scale, square), _per_channel(bias, square))
 
 
+class AffineIntoConv(pattern.RewriteRuleClassBase):
+    """``conv(scale * x + shift)`` as ``conv'(x)``, where the convolution is dense and no padding enters it.
+
+    What is left of a GroupNorm, which is exported as InstanceNormalization, Mul and Add.
+    """
+
+    def pattern(self, op: Any, x: Any, scale: Any, shift: Any) -> Any:
+        affine = op.Add(op.Mul(x, scale), shift, _outputs=["affine"])
+        return op.Conv(affine, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["conv"])
+
+    def check(self, context: Any, scale: Any, shift: Any, affine: Any, conv: Any, **_: Any) -> bool:  # type: ignore[override]
+        if any(_per_channel(value, affine) is None for value in (scale, shift)):
+            return False
+        node = conv.producer()
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        unpadded = not any(attributes.get("pads") or ()) and attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        return unpadded and attributes.get("group", 1) == 1 and all(_constant(v) is not None for v in node.inputs[1:])
+
+    def rewrite(self, op: Any, x: Any, scale: Any, shift: Any, affine: Any, conv: Any) -> Any:
+        node = conv.producer()
+        weight, bias = (_constant(node.inputs[i]) if i < len(node.inputs) else 0.0 for i in (1, 2))
+        factors, offsets = (np.reshape(_per_channel(v, affine), (1, -1, 1, 1)) for v in (scale, shift))
+        added = (weight * offsets).sum((1, 2, 3), dtype=np.float64)  # type: ignore[operator]
+        tensors = [
+            op.initializer(ir.tensor(np.ascontiguousarray(values, np.float32)), name=f"{conv.name}_{kind}")
+            for kind, values in (("weight", weight * factors), ("bias", bias + added))
+        ]
+        return op.Conv(x, *tensors, **node.attributes)
+
+
 _SQUARES = pattern.RewriteRuleSet([SquareByProduct.rule()])
+_INTO_CONVS = pattern.RewriteRuleSet([AffineIntoConv.rule()], commute=True)
 _AFFINES = pattern.RewriteRuleSet([ShiftedSquare.rule(), AffineOfSquare.rule()], commute=True)
 
 

@@ -166,6 +166,55 @@ def test_corrupted_onnx_file_is_found_out(tmp_path: Path, monkeypatch: pytest.Mo
     assert not names(tmp_path)
 
 
+def onnx_graph(pads: int, group: int) -> Any:
+    """conv(scale * x ** 2 + shift) as an onnx_ir model: (1, 4, 6, 6) -> (1, 4, H, W)."""
+    import onnx_ir
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.RandomState(0)
+    tensors = {"two": np.array(2), "scale": rng.randn(4, 1, 1), "shift": rng.randn(4, 1, 1)}
+    tensors |= {"weight": rng.randn(4, 4 // group, 3, 3), "bias": rng.randn(4)}
+    nodes = [
+        helper.make_node("Pow", ["image", "two"], ["square"]),
+        helper.make_node("Mul", ["scale", "square"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["affine"]),
+        helper.make_node("Conv", ["affine", "weight", "bias"], ["out"], pads=[pads] * 4, group=group),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 4, 6, 6))],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (1, 4, 4 + 2 * pads, 4 + 2 * pads))],
+        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in tensors.items()],
+        value_info=[
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 4, 6, 6)) for name in ("square", "affine")
+        ],
+    )
+    return onnx_ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+@pytest.mark.parametrize(
+    ("pads", "group", "operators"),
+    [
+        (0, 1, ["Mul", "Conv"]),  # all of the affine map goes into the convolution
+        (1, 1, ["Mul", "BatchNormalization", "Conv"]),  # zeros enter at the border: it cannot
+        (0, 2, ["Mul", "BatchNormalization", "Conv"]),
+    ],
+)
+def test_graph_clean_up_keeps_the_values(pads: int, group: int, operators: list[str], tmp_path: Path) -> None:
+    import onnx_ir
+    from mixzoo.export.onnx_graph import tidy
+
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx_ir.save(onnx_graph(pads, group), before)
+    model = tidy(onnx_graph(pads, group), ())
+    onnx_ir.save(model, after)
+    assert [node.op_type for node in model.graph] == operators
+    x = np.random.RandomState(1).randn(1, 4, 6, 6).astype(np.float32)
+    run = get_target("onnx").load
+    assert relative_error([run(after)(x)], [run(before)(x)]) < 1e-6
+
+
 # which axes are open
 
 
