@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,22 +59,28 @@ def resize_table(table: Tensor, size: Size) -> Tensor:
     return resized.reshape(*table.shape[:-2], *size)
 
 
-def as_table(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` of a checkpoint in the shape of the table ``like``, resized where the checkpoint's grid differs.
+def unflatten_table(tensor: Tensor, like: Tensor) -> Tensor:
+    """A table whose grid was flattened, as official files have it, with the leading axes of ``like`` and its own grid.
 
-    A checkpoint may hold the grid flattened, as official files do: it is unflattened to the grid of ``like`` when the
-    count fits, else to a square.
+    The grid is that of ``like`` when the count fits, else a square.
 
     Raises:
         ValueError: the count fits no grid with the leading axes of ``like``.
     """
     lead, grid = like.shape[:-2], like.shape[-2:]
-    flattened = tensor.shape[-1] == 1 and grid[1] != 1  # FcaFormer's scales keep a last axis of one
-    if tensor.ndim == like.ndim and tensor.shape[:-2] == lead and not flattened:
-        return resize_table(tensor, (grid[0], grid[1]))
     count, rest = divmod(tensor.numel(), lead.numel())
     side = int(count**0.5 + 0.5)
     if rest or (count != grid.numel() and side * side != count):
         raise ValueError(f"a table of shape {tuple(tensor.shape)} does not fit {tuple(like.shape)}")
-    source = grid if count == grid.numel() else torch.Size((side, side))
-    return resize_table(tensor.reshape(*lead, *source), (grid[0], grid[1]))
+    return tensor.reshape(*lead, *(grid if count == grid.numel() else (side, side)))
+
+
+def as_table(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` of a checkpoint in the shape of the table ``like``, resized where the checkpoint's grid differs.
+
+    Raises:
+        ValueError: the leading axes differ, and no flattened grid fits either (`unflatten_table`).
+    """
+    if tensor.ndim != like.ndim or tensor.shape[:-2] != like.shape[:-2]:
+        tensor = unflatten_table(tensor, like)
+    return resize_table(tensor, (like.shape[-2], like.shape[-1]))

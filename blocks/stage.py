@@ -242,7 +242,8 @@ class WindowedCrossStage(CrossStage):
         for index, block in enumerate(self.blocks):
             top, left = (pad_h, pad_w) if index % 2 == 0 else (0, 0)
             padded = F.pad(x, (left, pad_w - left, top, pad_h - top)) if pad_h or pad_w else x
-            out, tokens = self.run_block(block, to_windows(padded, (self.window, self.window)), maps)
+            windows = to_windows(padded, (self.window, self.window))
+            out, tokens = self.run_block(block, windows, maps[-MAX_CROSS_SOURCES:])
             out = from_windows(out, (height + pad_h, width + pad_w))
             x = out[:, :, top : top + height, left : left + width]
             if tokens is not None:

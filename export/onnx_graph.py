@@ -112,8 +112,8 @@ class AffineIntoConv(pattern.RewriteRuleClassBase):
     def rewrite(self, op: Any, x: Any, scale: Any, shift: Any, affine: Any, conv: Any) -> Any:
         node = conv.producer()
         weight, bias = (_constant(node.inputs[i]) if i < len(node.inputs) else 0.0 for i in (1, 2))
-        factors, offsets = (np.reshape(_per_channel(v, affine), (1, -1, 1, 1)) for v in (scale, shift))
-        added = (weight * offsets).sum((1, 2, 3), dtype=np.float64)  # type: ignore[operator]
+        factors, offsets = (np.reshape(_per_channel(v, affine), (1, -1, 1, 1)) for v in (scale, shift))  # type: ignore[arg-type]
+        added = (weight * offsets).sum((1, 2, 3), dtype=np.float64)
         tensors = [
             op.initializer(ir.tensor(np.ascontiguousarray(values, np.float32)), name=f"{conv.name}_{kind}")
             for kind, values in (("weight", weight * factors), ("bias", bias + added))

@@ -51,6 +51,10 @@ class KeyMap:
         """Whether a foreign key holds a computed constant."""
         return any(re.search(pattern, foreign_key) for pattern in self.dropped)
 
+    def reshapes(self, foreign_key: str) -> bool:
+        """Whether a foreign key's tensor has another shape than ours."""
+        return any(re.search(view.pattern, foreign_key) for view in self.views)
+
     def to_foreign(self, foreign_key: str, tensor: Tensor) -> Tensor:
         """Our ``tensor`` in the foreign shape."""
         for view in self.views:

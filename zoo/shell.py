@@ -11,10 +11,14 @@ from timm.layers import Format
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..blocks.deploy import deploy_form
 from ..blocks.geometry import Size, conv_out_size
 from ..blocks.head import ClassifierHead
+from ..blocks.mixers.random import MatrixMixer
 from ..blocks.stage import BlockSite, MixerChoice, Stage, build_block
+from ..blocks.tables import GridModule
 from . import weights
+from .errors import DeployFormError
 from .spec import BackboneSpec, Mixers, StageSpec
 
 
@@ -155,7 +159,7 @@ class Backbone(nn.Module):
             self.necks = nn.ModuleList(m if i in taken else nn.Identity() for i, m in enumerate(self.necks))
         if prune_head:
             self.num_classes = 0
-            self.head = ClassifierHead(self.num_features, 0, "").train(self.training)
+            self.head = ClassifierHead(self.num_features, 0, "", drop_rate=self.head.drop.p).train(self.training)
             self.head_hidden_size = self.head.hidden_size
         return taken
 
@@ -169,17 +173,31 @@ class Backbone(nn.Module):
         self.head.reset(num_classes, global_pool, like=next(self.parameters()))
 
     def set_input_size(self, img_size: int | Size) -> None:
-        """Make the position tables for another image size, resizing what they hold (bicubic)."""
+        """Make the position tables for another image size, resizing what they hold.
+
+        Raises:
+            DeployFormError: the model is in deploy form, whose tables are fixed.
+        """
+        if deploy_form(self):
+            raise DeployFormError("The tables of a deploy form are fixed: call set_input_size before mixzoo.deploy.")
         size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         like = next(self.parameters())
         with factory(like.device, like.dtype):
             other = weights.rebuilt(self, img_size=size)
-        other.load_state_dict(self.state_dict())
-        trainable = {name: p.requires_grad for name, p in self.named_parameters()}
-        for name, parameter in other.named_parameters():
-            parameter.requires_grad_(trainable[name])
-        self.stages = other.stages.train(self.training)
+        state = self.state_dict()
+        state.update(
+            (f"{n}.weight", m.weight_for(cast(MatrixMixer, other.get_submodule(n)).grid)) for n, m in self._matrices()
+        )
+        nn.Module.load_state_dict(other, state, strict=False)  # a pruned model has less than a whole one
+        for name, module in [m for m in self.named_modules() if isinstance(m[1], (GridModule, MatrixMixer))]:
+            moved = other.get_submodule(name).train(module.training)
+            for leaf, parameter in module.named_parameters():
+                moved.get_parameter(leaf).requires_grad_(parameter.requires_grad)
+            self.set_submodule(name, moved)
         self.img_size = size
+
+    def _matrices(self) -> Iterator[tuple[str, MatrixMixer]]:
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, MatrixMixer))
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether a distilled model in training returns (logits, logits for the teacher) instead of their mean."""

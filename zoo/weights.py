@@ -18,6 +18,7 @@ import argparse
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ..blocks.deploy import deploy_form, redeploy
-from ..blocks.geometry import Size, as_table
+from ..blocks.geometry import Size, as_table, unflatten_table
 from ..blocks.tables import GridModule
 from .errors import CheckpointError, DeployFormError
 from .keys import KeyMap
@@ -111,7 +112,6 @@ def to_own_keys(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, 
     Raises:
         CheckpointError: the state dict is a deploy form and the model is not.
     """
-    own = model.state_dict()
     form = recognise(model, state_dict)
     if form == "own":
         return state_dict
@@ -123,7 +123,7 @@ def to_own_keys(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, 
             "mixzoo.deploy(model), or pass the file as checkpoint_path= to mixzoo.create_model, which returns that "
             "form."
         )
-    return _renamed(own, state_dict, model.spec.keys[form])
+    return _renamed(model, state_dict, model.spec.keys[form])
 
 
 def recognise(model: Backbone, state_dict: Mapping[str, Any]) -> str:
@@ -176,22 +176,37 @@ def _through_deploy(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[s
     return redeploy(other, deploy_form(model)).state_dict()
 
 
-def _renamed(own: Mapping[str, Tensor], state_dict: Mapping[str, Any], keys: KeyMap) -> dict[str, Any]:
+def _renamed(model: Backbone, state_dict: Mapping[str, Any], keys: KeyMap) -> dict[str, Any]:
+    own = model.state_dict()
     names = {keys.foreign(key): key for key in own}
     renamed = {}
     for foreign, tensor in state_dict.items():
         key = names.get(foreign)
         if key is not None:
-            renamed[key] = _shaped(tensor, own[key])
+            flattened = keys.reshapes(foreign) and _is_table(model, key)
+            renamed[key] = _shaped(tensor, own[key], flattened)
         elif not keys.ignores(foreign):
             renamed[foreign] = tensor
     return renamed
 
 
-def _shaped(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` in the shape of ``like`` where they differ only in axes of size one, else as it is."""
+def _shaped(tensor: Tensor, like: Tensor, flattened: bool = False) -> Tensor:
+    """``tensor`` in the shape of ``like`` where they differ only in axes of size one, else as it is.
+
+    A position table with a ``flattened`` grid gets its own grid back, which may be another than that of ``like``.
+    """
     same = [n for n in tensor.shape if n != 1] == [n for n in like.shape if n != 1]
+    if flattened and not same:
+        with suppress(ValueError):  # a count that fits no grid keeps its shape, so that it is reported
+            return unflatten_table(tensor, like)
     return tensor.reshape(like.shape) if same else tensor
+
+
+def _is_table(model: Backbone, key: str) -> bool:
+    """Whether ``key`` is a position table, which follows the grid of its module."""
+    prefix, _, leaf = key.rpartition(".")
+    module = model.get_submodule(prefix)
+    return isinstance(module, GridModule) and leaf in module.grid_tables
 
 
 def to_official(model: Backbone, form: str = "official") -> StateDict:
@@ -278,15 +293,14 @@ def _problems(model: Backbone, tensors: Mapping[str, Any], own: Mapping[str, Ten
 
 def _resizes(model: Backbone, key: str, tensor: Tensor, like: Tensor) -> bool:
     """Whether the module that owns ``key`` resizes a tensor of this shape when it loads it."""
-    prefix, _, leaf = key.rpartition(".")
-    module = model.get_submodule(prefix)
-    if isinstance(module, GridModule) and leaf in module.grid_tables:
+    if _is_table(model, key):
         try:
             as_table(tensor, like)
         except ValueError:
             return False
         return True
-    accepts = getattr(module, "accepts_weight", None)
+    prefix, _, leaf = key.rpartition(".")
+    accepts = getattr(model.get_submodule(prefix), "accepts_weight", None)
     return bool(leaf == "weight" and accepts is not None and accepts(tensor))
 
 

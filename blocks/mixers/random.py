@@ -28,22 +28,26 @@ def resize_mixing(matrix: Tensor, grid: Size, size: Size) -> Tensor:
     columns = F.interpolate(matrix.reshape(1, h * w, h, w), size=size, mode="bilinear", align_corners=False)
     rows = columns.reshape(1, h, w, -1).permute(0, 3, 1, 2)  # (1, N', h, w)
     both = F.interpolate(rows, size=size, mode="bilinear", align_corners=False)
-    return both.reshape(height * width, height * width).t() * (h * w / (height * width))
+    return both.reshape(height * width, height * width).t() * (h * w) / (height * width)
 
 
-class _MatrixMixer(nn.Module):
+class MatrixMixer(nn.Module):
     """``y[:, :, p] = sum_q matrix[p, q] x[:, :, q]`` with the matrix resized where the map is not ``grid``."""
 
     weight: Tensor
+    grid: Size
 
     def __init__(self, grid: Size) -> None:
         super().__init__()
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        size = (x.shape[-2], x.shape[-1])
-        matrix = resize_mixing(self.weight, self.grid, size)
+        matrix = self.weight_for((x.shape[-2], x.shape[-1]))
         return (x.flatten(2) @ matrix.t()).reshape(x.shape)
+
+    def weight_for(self, size: Size) -> Tensor:
+        """The matrix for a map of ``size``: (N, N), N = height * width."""
+        return resize_mixing(self.weight, self.grid, size)
 
     def accepts_weight(self, weight: Tensor) -> bool:
         """Whether a matrix of a checkpoint fits: that of any square grid is resized to this one."""
@@ -59,7 +63,7 @@ class _MatrixMixer(nn.Module):
 
 
 @register_notrace_module
-class RandomMixer(_MatrixMixer):
+class RandomMixer(MatrixMixer):
     """Mixing by a frozen random matrix whose rows are softmaxed; a buffer, so it is saved but never trained.
 
     Args:
@@ -74,7 +78,7 @@ class RandomMixer(_MatrixMixer):
 
 
 @register_notrace_module
-class SpatialLinearMixer(_MatrixMixer):
+class SpatialLinearMixer(MatrixMixer):
     """A learned, bias-free linear layer over all positions, shared by the channels.
 
     Args:

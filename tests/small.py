@@ -1,0 +1,54 @@
+"""One small member of every family and kind of backbone, with weights that comparisons can be made on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from mixzoo.zoo.fill import calibrate_, fill_
+from mixzoo.zoo.registry import VARIANTS, timm_name
+from mixzoo.zoo.shell import Backbone
+from torch import nn
+
+KINDS = (
+    "shvit_s1", "shvit_s1_distilled", "efficientvit_m0", "van_b0", "fcaformer_l1", "fcaformer_l1_dense",
+    "poolformer_s12", "poolformerv2_s12", "randformer_s12", "identityformer_s12", "convformer_s18", "caformer_s18",
+    "metaformer_pppa_s12_224",
+)  # fmt: skip
+FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
+
+
+def make(name: str, **options: Any) -> nn.Module:
+    """The zoo's ``name`` through `timm.create_model`."""
+    return timm.create_model(timm_name(name), **options)
+
+
+def shallow(name: str, depth: int = 2, dense: bool = False, **options: Any) -> Backbone:
+    """``name`` with at most ``depth`` blocks per stage, in evaluation mode with filled weights, float32.
+
+    With ``dense``, it has what it has for `features_only` too.
+    """
+    return copy.deepcopy(_shallow(name, depth, dense, tuple(options.items())))
+
+
+@cache
+def _shallow(name: str, depth: int, dense: bool, options: tuple[tuple[str, Any], ...]) -> Backbone:
+    spec = VARIANTS[name].spec
+    necks = spec.necks if dense else None
+    spec = replace(spec, necks=necks, stages=tuple(replace(s, depth=min(s.depth, depth)) for s in spec.stages))
+    return ready(Backbone(spec, **{"num_classes": 10, **dict(options)}))
+
+
+def ready(model: Backbone) -> Backbone:
+    """``model`` in evaluation mode with filled weights and batch norms that fit them."""
+    side = 64 if len(model.stages) == 4 else 128  # the last map is 2 x 2: one position a sample tells no variance
+    return calibrate_(fill_(model).eval(), (side, side), batch=4)
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal float32 images (B, 3, H, W) that depend on ``seed`` only."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
