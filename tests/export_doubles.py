@@ -7,11 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mixzoo
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from mixzoo.export.attempt import Job, write
+from mixzoo.export.prepare import prepare
 from mixzoo.export.protocol import FileFacts, TensorInfo
-from mixzoo.export.shapes import AXES
+from mixzoo.export.shapes import AXES, parse_batches, parse_sizes
+from mixzoo.export.target import TARGETS
+from mixzoo.zoo.fill import fill_
 from torch import Tensor, nn
 
 Damage = Callable[[list[np.ndarray]], list[np.ndarray]]
@@ -132,3 +138,36 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.first(x).relu()
         return [x, self.second(x)]
+
+
+def mixed() -> nn.Module:
+    """A backbone of four mixers, filled, in evaluation mode."""
+    mixers = ["pool", "sepconv", "single_head", "attention"]
+    model = mixzoo.create_model("metaformer", depths=(1,) * 4, dims=(8, 16, 24, 32), mixers=mixers, num_classes=10)
+    return fill_(model).eval()
+
+
+def small(**options: Any) -> Small:
+    """A small filled module in evaluation mode."""
+    return fill_(Small(**options)).eval()
+
+
+def images(size: tuple[int, int], batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def attempt(model: nn.Module, folder: Path, target: Any = None, sizes: str = "40", batches: str = "1") -> Any:
+    """Write and verify for the target that is torch itself, or another."""
+    prepared = prepare(model, "small")
+    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, lambda text: None)
+    folder.mkdir(exist_ok=True)
+    return write(job, target or ProgramTarget(), folder)
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Make the target that is torch itself known as 'program'."""
+    monkeypatch.setitem(TARGETS, "program", ProgramTarget(**options))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +12,33 @@ import mixzoo
 import numpy as np
 import pytest
 import torch
-from export_doubles import Mixing, ProgramTarget, Pyramid, Small, Unstable, Windowed, freeze_all, freeze_size
-from mixzoo.export import ExportError, Report, ShapeError, VerificationError, export, get_target, render
+from export_doubles import (
+    Mixing,
+    ProgramTarget,
+    Pyramid,
+    Unstable,
+    Windowed,
+    attempt,
+    freeze_all,
+    freeze_size,
+    images,
+    mixed,
+    names,
+    small,
+    stage,
+)
+from mixzoo.export import ExportError, Report, VerificationError, export, get_target, render
 from mixzoo.export import onnx as onnx_target
-from mixzoo.export.attempt import Job, write
 from mixzoo.export.errors import UnprovableError
 from mixzoo.export.numbers import relative_error
 from mixzoo.export.prepare import prepare
-from mixzoo.export.shapes import parse_batches, parse_sizes, proof_sizes
-from mixzoo.export.steady import ROUNDING, fill_steadily_, rounding
+from mixzoo.export.shapes import proof_sizes
 from mixzoo.export.target import TARGETS
 from mixzoo.export.verify import Reference
-from mixzoo.zoo.errors import CheckpointError, MissingExtraError, UnknownModelError, UnknownNameError
 from mixzoo.zoo.fill import fill_
-from mixzoo.zoo.registry import VARIANTS
 from torch import nn
 
 ALL = ("batch", "height", "width")
-
-
-def mixed() -> nn.Module:
-    """A backbone of four mixers, filled, in evaluation mode."""
-    mixers = ["pool", "sepconv", "single_head", "attention"]
-    model = mixzoo.create_model("metaformer", depths=(1,) * 4, dims=(8, 16, 24, 32), mixers=mixers, num_classes=10)
-    return fill_(model).eval()
-
-
-def small(**options: Any) -> Small:
-    """A small filled module in evaluation mode."""
-    return fill_(Small(**options)).eval()
-
-
-def images(size: tuple[int, int], batch: int = 1, seed: int = 0) -> torch.Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def attempt(model: nn.Module, folder: Path, target: Any = None, sizes: str = "40", batches: str = "1") -> Any:
-    """Write and verify for the target that is torch itself, or another."""
-    prepared = prepare(model, "small")
-    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, lambda text: None)
-    folder.mkdir(exist_ok=True)
-    return write(job, target or ProgramTarget(), folder)
-
-
-def stage(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    """Make the target that is torch itself known as 'program'."""
-    monkeypatch.setitem(TARGETS, "program", ProgramTarget(**options))
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
 
 # ONNX, from end to end
 
@@ -372,111 +347,3 @@ def test_model_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     export(model, "program", tmp_path, sizes="40")
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_checkpoint_is_loaded_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage(monkeypatch)
-    trained, file = small(), tmp_path / "best.pth"
-    trained.fc.bias.data += 1
-    torch.save({"model": trained.state_dict()}, file)
-    (report,) = export(small(), "program", tmp_path / "out", sizes="40", checkpoint=file, name="small")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert report.manifest["weights"] == f"checkpoint best.pth sha256 {digest}"
-    x = images((40, 40))
-    got = TARGETS["program"].load(report.path)(x.numpy())
-    assert relative_error([got], [trained(x).detach().numpy()]) < 1e-4
-    assert relative_error([got], [small()(x).detach().numpy()]) > 1e-2
-    with pytest.raises(CheckpointError, match="does not fit"):
-        export(nn.Conv2d(3, 4, 3), "program", tmp_path / "out", sizes="40", checkpoint=file)
-
-
-def test_checkpoint_of_a_named_model_is_loaded(tmp_path: Path) -> None:
-    file = tmp_path / "best.pth"
-    model = fill_(mixzoo.create_model("shvit_s1", num_classes=7))
-    torch.save(model.state_dict(), file)
-    prepared = prepare("shvit_s1", checkpoint=file, model_options={"num_classes": 7})
-    assert all(torch.equal(v, prepared.original.state_dict()[k]) for k, v in model.state_dict().items())
-
-
-@pytest.mark.parametrize(("name", "kind"), [("shvit_s1", "mixzoo"), ("timm:shvit_s1", "timm"), ("test_vit", "timm")])
-def test_names_are_built_and_filled(name: str, kind: str) -> None:
-    prepared = prepare(name, model_options={"num_classes": 7})
-    assert prepared.name == name.removeprefix("timm:") and prepared.weights.startswith("filled")
-    assert type(prepared.original).__module__.startswith(f"{kind}.")
-    assert prepared.original.get_classifier().out_features == 7
-
-
-def test_fill_is_steady_in_float32() -> None:
-    model, x = fill_(mixzoo.create_model("convformer_s18")).eval(), images((64, 64))
-    assert rounding(model, x) > ROUNDING
-    assert fill_steadily_(model, [x]) < 1
-    assert rounding(model, x) <= ROUNDING
-
-
-def test_unknown_names_are_told_near_ones(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown export target 'onx'\. Did you mean 'onnx'"):
-        export(small(), "onx", tmp_path)
-    with pytest.raises(UnknownModelError, match=r"Did you mean .*'shvit_s1'"):
-        export("shvit_s0", out=tmp_path)
-    with pytest.raises(UnknownNameError, match=r"'opsett'\. Did you mean 'opset'"):
-        TARGETS["onnx"].export(None, tmp_path / "x.onnx", {"opsett": 18})
-
-
-def test_missing_packages_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_target, "available", lambda package: package == "onnx")
-    remedy = re.escape("needs onnxscript and onnxruntime: pip install 'mixzoo[onnx]'")
-    with pytest.raises(MissingExtraError, match=remedy):
-        export(small(), out=tmp_path)
-
-
-def test_unusable_opset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="opset 9 is not available: give one from 18 to"):
-        export(small(), out=tmp_path / "out", sizes="40", opset=9)
-    assert not names(tmp_path)
-
-
-def test_contradictions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="leave one out"):
-        export("shvit_s1", out=tmp_path, checkpoint="x.pth", pretrained=True)
-    with pytest.raises(ExportError, match="go with a name"):
-        export(small(), out=tmp_path, pretrained=True)
-    with pytest.raises(ExportError, match="cannot name a file"):
-        export(small(), out=tmp_path, name="../small")
-
-
-def test_sizes_are_read() -> None:
-    assert parse_sizes("224, 192x256,224x224") == ((224, 224), (192, 256))
-    assert parse_batches("1,3,1") == (1, 3)
-
-
-@pytest.mark.parametrize("text", ["", "224,", "a", "1x2x3", "-5", "0", "12.5", "x32", "²"])
-def test_bad_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ShapeError, match="give"):
-        parse_sizes(text)
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1,,2"])
-def test_bad_batches_are_refused(text: str) -> None:
-    with pytest.raises(ShapeError, match="give"):
-        parse_batches(text)
-
-
-@pytest.mark.parametrize("sizes", [[], [(224,)], [(0, 224)], [(1, 2, 3)]])
-def test_bad_pairs_are_refused(sizes: Any, tmp_path: Path) -> None:
-    with pytest.raises(ShapeError, match="give"):
-        export(small(), out=tmp_path, sizes=sizes)
-
-
-@pytest.mark.parametrize("name", list(TARGETS))
-def test_targets_keep_the_protocol(name: str) -> None:
-    target = TARGETS[name]
-    assert target.name == name and target.suffix.startswith(".")
-    assert target.axes[-1] == () and all(set(axes) <= set(ALL) for axes in target.axes)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", [v.name for v in VARIANTS.values() if (v.params_m or 0) <= 100])
-def test_every_variant_exports(name: str, tmp_path: Path) -> None:
-    (report,) = export(name, out=tmp_path, sizes=None, batches="1,3")
-    assert report.error <= 1e-4 and "batch" in report.dynamic_axes

@@ -6,10 +6,9 @@ import warnings
 
 import pytest
 import torch
+from mixzoo.zoo.shell import Backbone
 from small import KINDS, shallow
 from support import TOLERANCE, image, rel_err
-
-from mixzoo.zoo.shell import Backbone
 
 EQUAL = TOLERANCE[torch.float64]
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "identityformer_s12")  # the same operators as others
