@@ -145,7 +145,7 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.position = position or nn.Identity()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks: nn.Sequential | nn.ModuleList = nn.Sequential(*blocks)
         self.norm = norm
         self.grad_checkpointing = False
 
@@ -173,7 +173,7 @@ class CrossBranch(Residual):
 
     def forward(self, x: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         out = x
-        for member in self.fn:  # type: ignore[attr-defined]
+        for member in self.fn if isinstance(self.fn, nn.Sequential) else (self.fn,):  # folding may leave one alone
             out = member(out, maps) if getattr(member, "crosses", False) else member(out)
         x = self.shortcut(x) + self.drop_path(out)
         return x, None if self.embed is None else self.embed(x)
@@ -197,6 +197,12 @@ class CrossBlock(nn.Sequential):
 
 class CrossStage(Stage):
     """A stage whose blocks see the cross tokens of up to `MAX_CROSS_SOURCES` blocks before them."""
+
+    def __init__(
+        self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module, position: nn.Module | None = None
+    ) -> None:
+        super().__init__(downsample, blocks, norm, position)
+        self.blocks = nn.ModuleList(blocks)  # no chain: tokens pass beside the map
 
     def run_block(self, block: nn.Module, x: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The map after ``block`` and the cross tokens that it hands on, recomputed in the backward pass if asked."""

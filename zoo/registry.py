@@ -119,7 +119,7 @@ def _create_custom(family: str, options: dict[str, Any], pretrained: bool) -> Ba
     shell = {k: options.pop(k) for k in _SHELL_OPTIONS if k in options and k not in names}
     try:
         spec = build(**options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # unknown, missing, or of unequal lengths
         raise MixzooError(
             f"create_model({family!r}) needs other options ({error}): it takes {', '.join(names)}."
         ) from error

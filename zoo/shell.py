@@ -15,7 +15,7 @@ from ..blocks.deploy import deploy_form
 from ..blocks.geometry import Size, conv_out_size
 from ..blocks.head import ClassifierHead
 from ..blocks.mixers.random import MatrixMixer
-from ..blocks.stage import BlockSite, MixerChoice, Stage, build_block
+from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, build_block
 from ..blocks.tables import GridModule
 from . import weights
 from .errors import DeployFormError
@@ -257,7 +257,8 @@ def _build_stage(spec: StageSpec, downsample: nn.Module, grid: Size, rates: list
     sites = (BlockSite(spec.dim, site_grid, i, spec.depth, rate) for i, rate in enumerate(rates))
     blocks = [build_block(spec.block, mixer, site) for site in sites]
     position = spec.position(spec.dim, grid) if spec.position else nn.Identity()
-    return spec.make(downsample, blocks, spec.norm(spec.dim), position)
+    make = CrossStage if mixer.crosses and spec.make is Stage else spec.make
+    return make(downsample, blocks, spec.norm(spec.dim), position)
 
 
 def _stride(module: nn.Module) -> int:
