@@ -16,7 +16,7 @@ from .errors import ExportError
 from .prepare import prepare
 from .protocol import Target
 from .report import Report
-from .shapes import Size, as_batches, as_sizes
+from .shapes import AXES, Size, as_axes, as_batches, as_sizes
 from .target import get_targets
 
 
@@ -32,6 +32,7 @@ def export(
     name: str | None = None,
     opset: int | None = None,
     model_options: Mapping[str, Any] | None = None,
+    dynamic: Sequence[str] = AXES,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Write the deploy form of a model for one or more runtimes, run every file there, and compare.
@@ -55,13 +56,15 @@ def export(
         name: of the model in files and reports.
         opset: of ONNX; the exporter's default if None.
         model_options: for building a model by name, such as {"num_classes": 10}.
+        dynamic: axes that may be left open, of "batch", "height" and "width"; () for files of fixed shapes only, which
+            are written faster.
         say: called with a few words at each step.
 
     Returns:
         A report per target.
 
     Raises:
-        UnknownNameError, UnknownModelError: a target or model that does not exist.
+        UnknownNameError, UnknownModelError: a target, axis or model that does not exist.
         MissingExtraError: packages that a target needs are not installed.
         CheckpointError: weights that cannot be had or do not fit.
         ShapeError: sizes or batches that cannot be read.
@@ -71,7 +74,7 @@ def export(
     wanted_sizes = None if sizes is None else as_sizes(sizes)
     wanted_batches = as_batches(batches)
     prepared = prepare(model, _file_name(name), checkpoint, pretrained, preprocess, model_options)
-    job = Job(prepared, wanted_sizes or (prepared.native,), wanted_batches, {"opset": opset}, say)
+    job = Job(prepared, wanted_sizes or (prepared.native,), wanted_batches, {"opset": opset}, as_axes(dynamic), say)
     root = Path(out) if out is not None else Path("exports") / prepared.name
     done, failed = [], []
     for target in targets:

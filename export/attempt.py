@@ -58,6 +58,7 @@ class Job:
         sizes: (height, width) pairs, pixels.
         batches: batch sizes.
         options: of the target.
+        axes: those that may be left open.
         say: told what is being done, in a few words.
     """
 
@@ -65,6 +66,7 @@ class Job:
     sizes: tuple[Size, ...]
     batches: tuple[int, ...]
     options: dict[str, Any]
+    axes: Axes
     say: Callable[[str], None]
 
 
@@ -80,7 +82,7 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
         if reason := reference.refuses(size):
             raise ExportError(f"{job.prepared.name} itself does not run at {size_name(size)}: {reason}")
     fixed: dict[Axes, str] = {}
-    for axes in target.axes:
+    for axes in (axes for axes in target.axes if set(axes) <= set(job.axes)):
         try:
             return Outcome(_write_all(job, target, folder, reference, axes), axes, fixed)
         except ExportError as error:

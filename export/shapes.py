@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..zoo.errors import UnknownNameError
 from .errors import ShapeError
 
 Size = tuple[int, int]  # (height, width), pixels
@@ -80,6 +81,18 @@ def as_batches(batches: str | Sequence[int]) -> tuple[int, ...]:
     if not batches or any(not isinstance(b, int) or b < 1 for b in batches):
         raise ShapeError(f"batches={batches!r}: give positive numbers, such as (1, 3).")
     return tuple(dict.fromkeys(batches))
+
+
+def as_axes(axes: Sequence[str]) -> Axes:
+    """Names of axes in the order of `AXES`.
+
+    Raises:
+        UnknownNameError: an axis that does not exist.
+    """
+    for axis in axes:
+        if axis not in AXES:
+            raise UnknownNameError("axis", axis, AXES, f"Axes: {', '.join(AXES)}.")
+    return tuple(axis for axis in AXES if axis in axes)
 
 
 def grid(sizes: Iterable[Size], batches: Sequence[int]) -> list[Case]:

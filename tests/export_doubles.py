@@ -156,10 +156,17 @@ def images(size: tuple[int, int], batch: int = 1, seed: int = 0) -> torch.Tensor
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def attempt(model: nn.Module, folder: Path, target: Any = None, sizes: str = "40", batches: str = "1") -> Any:
+def attempt(
+    model: nn.Module,
+    folder: Path,
+    target: Any = None,
+    sizes: str = "40",
+    batches: str = "1",
+    dynamic: tuple[str, ...] = AXES,
+) -> Any:
     """Write and verify for the target that is torch itself, or another."""
     prepared = prepare(model, "small")
-    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, lambda text: None)
+    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, dynamic, lambda text: None)
     folder.mkdir(exist_ok=True)
     return write(job, target or ProgramTarget(), folder)
 

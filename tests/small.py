@@ -27,12 +27,12 @@ def make(name: str, **options: Any) -> nn.Module:
     return timm.create_model(timm_name(name), **options)
 
 
-def shallow(name: str, depth: int = 2, dense: bool = False, **options: Any) -> Backbone:
-    """``name`` with at most ``depth`` blocks per stage, in evaluation mode with filled weights, float32.
+def shallow(name: str, dense: bool = False, **options: Any) -> Backbone:
+    """``name`` in evaluation mode with filled weights, float32, with a block per stage, or two to hand tokens across.
 
     With ``dense``, it has what it has for `features_only` too.
     """
-    return copy.deepcopy(_shallow(name, depth, dense, tuple(options.items())))
+    return copy.deepcopy(_shallow(name, 2 if "fcaformer" in name else 1, dense, tuple(options.items())))
 
 
 @cache

@@ -35,6 +35,7 @@ from mixzoo.export.prepare import prepare
 from mixzoo.export.shapes import proof_sizes
 from mixzoo.export.target import TARGETS
 from mixzoo.export.verify import Reference
+from mixzoo.zoo.errors import UnknownNameError
 from mixzoo.zoo.fill import fill_
 from torch import nn
 
@@ -196,6 +197,13 @@ def test_graph_clean_up_keeps_the_values(pads: int, group: int, operators: list[
 def test_any_size_and_batch_where_they_are_dynamic(tmp_path: Path) -> None:
     outcome = attempt(small(), tmp_path, sizes="40,40x56", batches="1,2")
     assert outcome.axes == ALL and names(tmp_path) == {"small.pt2"} and not outcome.fixed
+
+
+def test_axes_are_left_open_only_where_allowed(tmp_path: Path) -> None:
+    assert attempt(small(), tmp_path, dynamic=("batch",)).axes == ("batch",)
+    assert attempt(small(), tmp_path, dynamic=("height", "width")).axes == ()
+    with pytest.raises(UnknownNameError, match="Did you mean 'height'"):
+        export(small(), out=tmp_path, dynamic=("heigth",))
 
 
 def test_one_file_per_size_where_sizes_are_frozen(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ SIZE = (64, 96)
 
 
 def small(name: str) -> Backbone:
-    """``name`` in float64, as shallow as shows all that it does: cross tokens need two blocks."""
-    return shallow(name, depth=2 if "fcaformer" in name else 1).double()
+    return shallow(name).double()
 
 
 @every_kind
