@@ -127,11 +127,3 @@ def test_targets_keep_the_protocol(name: str) -> None:
     target = TARGETS[name]
     assert target.name == name and target.suffix.startswith(".")
     assert target.axes[-1] == () and all(set(axes) <= {"batch", "height", "width"} for axes in target.axes)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", [v.name for v in VARIANTS.values() if (v.params_m or 0) <= 100])
-def test_every_variant_exports(name: str, tmp_path: Path) -> None:
-    (report,) = export(name, out=tmp_path, sizes=None, batches="1,3")
-    assert report.error <= 1e-4 and "batch" in report.dynamic_axes
