@@ -25,7 +25,6 @@ from mixzoo.export.steady import ROUNDING, fill_steadily_, rounding
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.errors import CheckpointError, MissingExtraError, UnknownModelError, UnknownNameError
 from mixzoo.zoo.fill import fill_
-from mixzoo.zoo.registry import VARIANTS
 from torch import nn
 
 
