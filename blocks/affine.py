@@ -33,18 +33,31 @@ def affine_after(module: Affine, scale: Tensor, shift: Tensor | None = None) -> 
 
 def affine_before(module: Affine, scale: Tensor, shift: Tensor) -> Affine:
     """``module(scale * x + shift)`` per input channel, in place; only where `takes_input_affine`: no padding enters."""
-    matrix = module.weight.flatten(1)  # (O, I)
-    added = matrix @ shift
+    kernel = module.weight.flatten(2) if module.weight.ndim > 2 else module.weight[..., None]  # (O, I, positions)
+    added = kernel.sum(2) @ shift
     _set_bias(module, added if module.bias is None else module.bias + added)
-    module.weight.data = (matrix * scale).reshape(module.weight.shape)
+    module.weight.data = (kernel * scale[:, None]).reshape(module.weight.shape)
     return module
 
 
 def takes_input_affine(module: nn.Module) -> TypeGuard[Affine]:
-    """Whether an affine map of the input channels can be folded into ``module``: a linear or a 1x1 convolution."""
+    """Whether an affine map of the input channels can be folded into ``module``: a linear or unpadded convolution."""
     if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid")
+        return module.groups == 1 and module.padding in ((0, 0), "valid")
     return isinstance(module, nn.Linear)
+
+
+def input_layers(module: nn.Module) -> list[Affine] | None:
+    """The layers through which all input of ``module`` goes, where each `takes_input_affine`; None elsewhere.
+
+    A linear or convolution is one itself. A mixer names its own in ``input_layers``: it promises that its input reaches
+    nothing else, and that it is not padded before them.
+    """
+    if takes_input_affine(module):
+        return [module]
+    names = getattr(module, "input_layers", ())
+    layers = [layer for name in names if takes_input_affine(layer := module.get_submodule(name))]
+    return layers if layers and len(layers) == len(names) else None
 
 
 def _set_bias(module: Affine, bias: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from timm.layers import GroupNorm1, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
 from .act import ShiftedSquaredReLU, SquaredReLU, StarReLU
-from .affine import affine_after, affine_before, batch_norm_affine, takes_input_affine
+from .affine import affine_after, affine_before, batch_norm_affine, input_layers, takes_input_affine
 from .mixers.pool import PoolMixer
 
 MIN_SCALE = 1e-3  # a StarReLU scale below this is not divided by
@@ -37,9 +37,11 @@ def fuse_pair(first: nn.Module, second: nn.Module) -> list[nn.Module] | None:
     if isinstance(first, nn.Conv2d | nn.Linear) and isinstance(second, nn.BatchNorm1d | nn.BatchNorm2d):
         scale, shift = batch_norm_affine(second)
         return [affine_after(first, scale, shift)]
-    if isinstance(first, nn.BatchNorm1d | nn.BatchNorm2d) and takes_input_affine(second):
+    if isinstance(first, nn.BatchNorm1d | nn.BatchNorm2d) and (layers := input_layers(second)):
         scale, shift = batch_norm_affine(first)
-        return [affine_before(second, scale, shift)]
+        for layer in layers:
+            affine_before(layer, scale, shift)
+        return [second]
     if isinstance(second, LayerScale2d) and scale_output(first, second.gamma):
         return [first]
     if isinstance(first, PoolMixer) and isinstance(second, LayerScale2d):

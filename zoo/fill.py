@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..blocks.prepbn import ProgressiveRepBN
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -53,7 +55,8 @@ def calibrate_(model: ModuleT, size: tuple[int, int], in_chans: int = 3, batch: 
     """Set the running statistics of every batch norm in place to those of standard normal images, as training would.
 
     Filled weights let activations grow until softmaxes saturate, where float32 says little; normalised activations keep
-    a model as well conditioned as a trained one. Models without batch norms are left as they are.
+    a model as well conditioned as a trained one. Progressive norms are taken to the end of their training. Models
+    without batch norms are left as they are.
 
     Args:
         size: (H, W) of the images, pixels.
@@ -63,6 +66,9 @@ def calibrate_(model: ModuleT, size: tuple[int, int], in_chans: int = 3, batch: 
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return model
+    for module in model.modules():
+        if isinstance(module, ProgressiveRepBN):
+            module.finish()
     like, training = next(model.parameters()), model.training
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

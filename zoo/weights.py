@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from ..blocks.deploy import deploy_form, redeploy
 from ..blocks.geometry import Size, as_table, unflatten_table
+from ..blocks.prepbn import ProgressiveRepBN
 from ..blocks.tables import GridModule
 from .errors import CheckpointError, DeployFormError
 from .keys import KeyMap
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 # where training scripts keep the weights, in timm's order: averaged weights before raw ones
 NESTED_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module", "net")
 _PREFIXES = ("module.", "_orig_mod.", "ema.")
+_COUNTERS = (".num_batches_tracked", *(f".{name}" for name in ProgressiveRepBN.counters))  # a checkpoint may lack them
 
 
 # reading
@@ -131,10 +133,10 @@ def recognise(model: Backbone, state_dict: Mapping[str, Any]) -> str:
 
     'train' is any form of the unfolded model, offered to a model in deploy form. What matches nothing is 'own'.
     """
-    own = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
+    own = [k for k in model.state_dict() if not k.endswith(_COUNTERS)]
     if deploy_form(model):
         other = rebuilt(model)
-        theirs = [k for k in other.state_dict() if not k.endswith("num_batches_tracked")]
+        theirs = [k for k in other.state_dict() if not k.endswith(_COUNTERS)]
         trained = max(_share(theirs, state_dict), *(_share(map(m.foreign, theirs), state_dict) for m in _maps(other)))
         return "train" if trained > _share(own, state_dict) else "own"
     shares = {"own": _share(own, state_dict)}
@@ -212,8 +214,8 @@ def _is_table(model: Backbone, key: str) -> bool:
 def to_official(model: Backbone, form: str = "official") -> StateDict:
     """The learned tensors of ``model`` under the names and in the shapes of the official code.
 
-    Batch-norm counters are left out. The result loads into the authors' model once its computed constants (index
-    tables) are added, and back into ours.
+    The counters of batch norms are left out, those of progressive norms are not. The result loads into the authors'
+    model once its computed constants (index tables) are added, and back into ours.
 
     Raises:
         CheckpointError: the model is in deploy form, or its family has no such names.
@@ -279,7 +281,7 @@ def _adapt_classifier(model: Backbone, tensors: dict[str, Any], own: Mapping[str
 
 
 def _problems(model: Backbone, tensors: Mapping[str, Any], own: Mapping[str, Tensor], kept: set[str]) -> str:
-    counters = {k for k in own if k.endswith("num_batches_tracked")}
+    counters = {k for k in own if k.endswith(_COUNTERS)}
     missing = sorted(own.keys() - tensors.keys() - counters - kept)
     unexpected = sorted(k for k in tensors.keys() - own.keys() if not k.endswith("num_batches_tracked"))
     shapes = [

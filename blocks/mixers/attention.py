@@ -31,6 +31,7 @@ class Attention(nn.Module):
         proj_bias: whether the output projection has a bias.
     """
 
+    input_layers = ("qkv",)  # take the affine map of a norm before the mixer, when the model is folded
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(
