@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 Size = tuple[int, int]
@@ -30,6 +31,13 @@ def pad_to_windows(x: Tensor, window: Size) -> Tensor:
     return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
 
 
+@register_notrace_function
+def pad_to_least(x: Tensor, least: Size) -> Tensor:
+    """Zero-pad (B, C, H, W) at the bottom and right where it is smaller than ``least``."""
+    pad_h, pad_w = max(0, least[0] - x.shape[-2]), max(0, least[1] - x.shape[-1])
+    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+
+
 def to_windows(x: Tensor, window: Size) -> Tensor:
     """(B, C, H, W) -> (B * windows, C, h, w), windows in row order. H and W are multiples of the window.
 
@@ -50,12 +58,16 @@ def from_windows(x: Tensor, size: Size) -> Tensor:
     return x.permute(0, 2, 1, 3, 4).reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
 
 
-def resize_table(table: Tensor, size: Size) -> Tensor:
-    """Bicubic resize of (..., h, w) position tables to ``size``; the same tensor where the size already fits."""
+def resize_table(table: Tensor, size: Size, mode: str = "bicubic") -> Tensor:
+    """Resize of (..., h, w) position tables to ``size``; the same tensor where the size already fits.
+
+    Args:
+        mode: of `torch.nn.functional.interpolate`: 'bicubic' or 'bilinear'.
+    """
     if tuple(table.shape[-2:]) == tuple(size):
         return table
     flat = table.reshape(1, -1, *table.shape[-2:])
-    resized = F.interpolate(flat, size=size, mode="bicubic", align_corners=False)
+    resized = F.interpolate(flat, size=size, mode=mode, align_corners=False)
     return resized.reshape(*table.shape[:-2], *size)
 
 
@@ -75,7 +87,7 @@ def unflatten_table(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.reshape(*lead, *(grid if count == grid.numel() else (side, side)))
 
 
-def as_table(tensor: Tensor, like: Tensor) -> Tensor:
+def as_table(tensor: Tensor, like: Tensor, mode: str = "bicubic") -> Tensor:
     """``tensor`` of a checkpoint in the shape of the table ``like``, resized where the checkpoint's grid differs.
 
     Raises:
@@ -83,4 +95,4 @@ def as_table(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if tensor.ndim != like.ndim or tensor.shape[:-2] != like.shape[:-2]:
         tensor = unflatten_table(tensor, like)
-    return resize_table(tensor, (like.shape[-2], like.shape[-1]))
+    return resize_table(tensor, (like.shape[-2], like.shape[-1]), mode)

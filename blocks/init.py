@@ -6,6 +6,8 @@ import math
 
 from torch import nn
 
+from .tables import PositionEmbedding
+
 
 def keep_defaults(module: nn.Module) -> None:
     """PyTorch's own initial weights."""
@@ -34,3 +36,18 @@ def linear_trunc_normal(module: nn.Module) -> None:
     """Linears as `trunc_normal`; convolutions keep PyTorch's initial weights."""
     if isinstance(module, nn.Linear):
         trunc_normal(module)
+
+
+def pointwise_normal(module: nn.Module) -> None:
+    """Linears and 1x1 convolutions as `trunc_normal`, position tables alike; other convolutions keep PyTorch's."""
+    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+        trunc_normal(module)
+    elif isinstance(module, PositionEmbedding):
+        nn.init.trunc_normal_(module.table, std=0.02)
+
+
+def conv_normal(module: nn.Module) -> None:
+    """As `pointwise_normal`, with other convolutions as `fan_out_normal`."""
+    pointwise_normal(module)
+    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+        fan_out_normal(module)

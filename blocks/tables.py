@@ -14,11 +14,13 @@ from .geometry import Size, as_table, resize_table
 class GridModule(nn.Module):
     """A module whose parameters named in ``grid_tables`` end in (h, w) and may come from another grid.
 
-    Loading a checkpoint made at another image size resizes them (bicubic), which is what the official fine-tuning
-    scripts do. A table whose count fits no grid is left as it is, so that `load_state_dict` reports its shape.
+    Loading a checkpoint made at another image size resizes them (``resize_mode``), which is what the official
+    fine-tuning scripts do. A table whose count fits no grid is left as it is, so that `load_state_dict` reports its
+    shape.
     """
 
     grid_tables: tuple[str, ...] = ()
+    resize_mode = "bicubic"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in self.grid_tables:
@@ -26,7 +28,7 @@ class GridModule(nn.Module):
             own = getattr(self, name, None)
             if own is not None and key in state_dict and state_dict[key].shape != own.shape:
                 try:
-                    state_dict[key] = as_table(state_dict[key], own)
+                    state_dict[key] = as_table(state_dict[key], own, self.resize_mode)
                 except ValueError:
                     continue
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -90,18 +92,20 @@ class FixedRelativeBias(nn.Module):
 
 @register_notrace_module
 class PositionEmbedding(GridModule):
-    """Learned embedding added to a (B, C, H, W) map; at a size other than ``grid`` it is resized bicubically.
+    """Learned embedding added to a (B, C, H, W) map; at a size other than ``grid`` it is resized.
 
     Args:
         dim: channels.
         grid: (h, w) the table is made for.
+        mode: how it is resized, 'bicubic' or 'bilinear'.
     """
 
     grid_tables = ("table",)
 
-    def __init__(self, dim: int, grid: Size) -> None:
+    def __init__(self, dim: int, grid: Size, mode: str = "bicubic") -> None:
         super().__init__()
+        self.resize_mode = mode
         self.table = nn.Parameter(torch.zeros(1, dim, *grid))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + resize_table(self.table, (x.shape[-2], x.shape[-1]))
+        return x + resize_table(self.table, (x.shape[-2], x.shape[-1]), self.resize_mode)

@@ -17,7 +17,7 @@ from torch import nn
 KINDS = (
     "shvit_s1", "shvit_s1_distilled", "efficientvit_m0", "van_b0", "fcaformer_l1", "fcaformer_l1_dense",
     "poolformer_s12", "poolformerv2_s12", "randformer_s12", "identityformer_s12", "convformer_s18", "caformer_s18",
-    "metaformer_pppa_s12_224",
+    "metaformer_pppa_s12_224", "pvt_v2_b0", "pvt_v2_b2_li",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 

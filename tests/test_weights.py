@@ -57,6 +57,8 @@ TIMM = (
     "efficientvit_m5",
     "shvit_s1",
     "shvit_s2",
+    "pvt_v2_b0",
+    "pvt_v2_b2_li",
 )
 
 

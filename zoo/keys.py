@@ -21,10 +21,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class View:
-    """Tensors whose foreign key matches ``pattern`` have the shape ``shape(ours)`` there, with equal element order."""
+    """Tensors whose foreign key matches ``pattern`` have the shape ``shape(ours)`` there, with equal element order.
+
+    With ``transposed``, the last two axes of that shape come in the other order there: a position table (1, C, h, w)
+    is (1, h * w, C) for ``View(pattern, flat_grid, transposed=True)``.
+    """
 
     pattern: str
     shape: Callable[[Tensor], Sequence[int]]
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,33 @@ class KeyMap:
 
     def reshapes(self, foreign_key: str) -> bool:
         """Whether a foreign key's tensor has another shape than ours."""
-        return any(re.search(view.pattern, foreign_key) for view in self.views)
+        return self._view(foreign_key) is not None
 
     def to_foreign(self, foreign_key: str, tensor: Tensor) -> Tensor:
         """Our ``tensor`` in the foreign shape."""
-        for view in self.views:
-            if re.search(view.pattern, foreign_key):
-                return tensor.reshape(tuple(view.shape(tensor)))
-        return tensor
+        view = self._view(foreign_key)
+        if view is None:
+            return tensor
+        tensor = tensor.reshape(tuple(view.shape(tensor)))
+        return tensor.transpose(-1, -2).contiguous() if view.transposed else tensor
+
+    def from_foreign(self, foreign_key: str, tensor: Tensor) -> Tensor:
+        """A foreign ``tensor`` in our element order, in a shape of the foreign kind."""
+        view = self._view(foreign_key)
+        return tensor.transpose(-1, -2) if view is not None and view.transposed and tensor.ndim > 1 else tensor
+
+    def _view(self, foreign_key: str) -> View | None:
+        return next((view for view in self.views if re.search(view.pattern, foreign_key)), None)
 
 
 def linear_shape(tensor: Tensor) -> Sequence[int]:
     """(O, I) of a 1x1 convolution's (O, I, 1, 1)."""
     return tensor.shape[:2]
+
+
+def flat_grid(tensor: Tensor) -> Sequence[int]:
+    """(..., h * w) of a position table's (..., h, w)."""
+    return (*tensor.shape[:-2], tensor.shape[-2] * tensor.shape[-1])
 
 
 def rename(*pairs: tuple[str, Rewrite]) -> tuple[Rule, ...]:

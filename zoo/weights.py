@@ -186,7 +186,7 @@ def _renamed(model: Backbone, state_dict: Mapping[str, Any], keys: KeyMap) -> di
         key = names.get(foreign)
         if key is not None:
             flattened = keys.reshapes(foreign) and _is_table(model, key)
-            renamed[key] = _shaped(tensor, own[key], flattened)
+            renamed[key] = _shaped(keys.from_foreign(foreign, tensor), own[key], flattened)
         elif not keys.ignores(foreign):
             renamed[foreign] = tensor
     return renamed

@@ -27,9 +27,17 @@ def norm_mlp(ratio: float = 2.0, act: Callable[[], nn.Module] = nn.ReLU) -> Chan
     return partial(_norm_mlp, ratio=ratio, act=act)
 
 
-def depthwise_mlp(ratio: float = 4.0, act: Callable[[], nn.Module] = nn.GELU) -> ChannelFactory:
-    """Factory of 1x1 conv, depthwise 3x3, activation, 1x1 conv, all with bias (PVTv2, arXiv:2106.13797)."""
-    return partial(_depthwise_mlp, ratio=ratio, act=act)
+def depthwise_mlp(
+    ratio: float = 4.0, act: Callable[[], nn.Module] = nn.GELU, inner_act: Callable[[], nn.Module] | None = None
+) -> ChannelFactory:
+    """Factory of 1x1 conv, depthwise 3x3, activation, 1x1 conv, all with bias (PVTv2, arXiv:2106.13797).
+
+    Args:
+        ratio: expansion.
+        act: after the depthwise convolution.
+        inner_act: before it; none by default.
+    """
+    return partial(_depthwise_mlp, ratio=ratio, act=act, inner_act=inner_act)
 
 
 def _conv_mlp(dim: int, ratio: float, act: Callable[[], nn.Module], bias: bool) -> nn.Module:
@@ -41,8 +49,12 @@ def _norm_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module
     return nn.Sequential(OrderedDict(fc1=conv_norm(dim, hidden), act=act(), fc2=conv_norm(hidden, dim, bn_weight=0.0)))
 
 
-def _depthwise_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
+def _depthwise_mlp(
+    dim: int, ratio: float, act: Callable[[], nn.Module], inner_act: Callable[[], nn.Module] | None
+) -> nn.Module:
     hidden = int(ratio * dim)
-    fc1, fc2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
-    dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-    return nn.Sequential(OrderedDict(fc1=fc1, dwconv=dwconv, act=act(), fc2=fc2))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(fc1=nn.Conv2d(dim, hidden, 1))
+    if inner_act is not None:
+        layers["inner_act"] = inner_act()
+    layers["dwconv"] = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+    return nn.Sequential(OrderedDict(**layers, act=act(), fc2=nn.Conv2d(hidden, dim, 1)))

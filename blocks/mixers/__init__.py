@@ -21,6 +21,7 @@ from .large_kernel import LargeKernelAttention
 from .pool import PoolMixer
 from .random import RandomMixer, SpatialLinearMixer
 from .single_head import SingleHeadAttention
+from .spatial_reduction import PooledAttention, SpatialReductionAttention
 
 MixerFactory = Callable[..., nn.Module]  # (dim, grid) -> module; a crossing mixer also takes num_sources
 
@@ -32,10 +33,12 @@ MIXERS: dict[str, type[nn.Module]] = {
     "identity": IdentityMixer,
     "large_kernel": LargeKernelAttention,
     "pool": PoolMixer,
+    "pooled_attention": PooledAttention,
     "random": RandomMixer,
     "sepconv": SeparableConvMixer,
     "single_head": SingleHeadAttention,
     "spatial_linear": SpatialLinearMixer,
+    "spatial_reduction": SpatialReductionAttention,
 }
 
 
