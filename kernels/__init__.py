@@ -2,5 +2,14 @@
 
 from .attention import attention, attention_reference
 from .dispatch import Candidate, Op, exporting
+from .linear_attention import LINEAR_ATTENTION_OP, linear_attention
 
-__all__ = ["Candidate", "Op", "attention", "attention_reference", "exporting"]
+__all__ = [
+    "LINEAR_ATTENTION_OP",
+    "Candidate",
+    "Op",
+    "attention",
+    "attention_reference",
+    "exporting",
+    "linear_attention",
+]

@@ -16,8 +16,10 @@ from .attention import Attention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, SeparableConvMixer
 from .forward_cross import ForwardCrossAttention
+from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
 from .identity import IdentityMixer
 from .large_kernel import LargeKernelAttention
+from .linear import LinearAttention
 from .pool import PoolMixer
 from .random import RandomMixer, SpatialLinearMixer
 from .single_head import SingleHeadAttention
@@ -32,9 +34,13 @@ MIXERS: dict[str, type[nn.Module]] = {
     "forward_cross": ForwardCrossAttention,
     "identity": IdentityMixer,
     "large_kernel": LargeKernelAttention,
+    "linear": LinearAttention,
+    "mala": MagnitudeAwareAttention,
     "pool": PoolMixer,
     "pooled_attention": PooledAttention,
+    "rala": RankAugmentedAttention,
     "random": RandomMixer,
+    "rope_attention": RopeAttention,
     "sepconv": SeparableConvMixer,
     "single_head": SingleHeadAttention,
     "spatial_linear": SpatialLinearMixer,

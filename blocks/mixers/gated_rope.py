@@ -1,0 +1,83 @@
+"""Attention with rotary positions, a depthwise branch on the values and a gate (RALA, MALA).
+
+Sources: arXiv:2411.07635 (RALA, RAVLT) and arXiv:2507.00698 (MALA, MAViT), whose networks share this layout: linear
+attention on large maps, softmax attention on small ones.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...kernels import attention
+from ...kernels.linear_attention import linear_attention
+from ...kernels.rotary import Rope, rotate_pairs
+from ..geometry import Size
+from ..rope import RotaryEmbedding
+from .attention import join_heads, split_heads
+
+
+def rotary_heads(dim: int, head_dim: int) -> int:
+    """The head count nearest to ``dim / head_dim`` that gives heads of a multiple of four channels.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of four.
+    """
+    counts = [n for n in range(1, dim // 4 + 1) if dim % (4 * n) == 0]
+    if not counts:
+        raise ValueError(f"rotary positions on two axes take a multiple of 4 channels, not {dim}")
+    return min(counts, key=lambda n: (abs(n - dim / head_dim), n))
+
+
+class RopeAttention(nn.Module):
+    """``proj((attend(q, k, v) + lepe(v)) * o)`` with softmax attention: (B, C, H, W) -> (B, C, H, W), O(N^2 C).
+
+    q, k, v and the gate o come from one 1x1 convolution; q and k turn by row and column; lepe is a depthwise 5x5.
+    Nothing is bound to a map size.
+
+    Args:
+        dim: channels, a multiple of 4.
+        grid: (h, w) that rotary tables are kept for when the model is folded.
+        head_dim: wanted width of a head.
+    """
+
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
+
+    def __init__(self, dim: int, grid: Size | None = None, head_dim: int = 64) -> None:
+        super().__init__()
+        self.num_heads = rotary_heads(dim, head_dim)
+        self.qkvo = nn.Conv2d(dim, 4 * dim, 1)
+        self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.rope: nn.Module = RotaryEmbedding(dim // self.num_heads, grid)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, gate = self.qkvo(x).chunk(4, dim=1)
+        rope = self.rope((x.shape[-2], x.shape[-1]), q)
+        heads = self.num_heads
+        out = self.attend(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), rope)
+        return self.proj((join_heads(out, x) + self.lepe(v)) * gate)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
+        """(B, heads, N, D) of queries, keys, values -> the same of answers."""
+        q, k = (rotate_pairs(t, rope).to(t.dtype) for t in (q, k))
+        return attention(q, k, v, q.shape[-1] ** -0.5)
+
+    def folded(self) -> nn.Module:
+        """With the rotary tables of its own grid made beforehand."""
+        if isinstance(self.rope, RotaryEmbedding):
+            self.rope = self.rope.fixed(self.qkvo.weight)
+        return self
+
+
+class RankAugmentedAttention(RopeAttention):
+    """`RopeAttention` whose core is RALA, linear in the positions: keys are weighted by their share of a mean query."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
+        return linear_attention(q, k, v, "rala", rope=rope)
+
+
+class MagnitudeAwareAttention(RopeAttention):
+    """`RopeAttention` whose core is MALA, linear in the positions: the size of a query sharpens its weights."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
+        return linear_attention(q, k, v, "mala", rope=rope)

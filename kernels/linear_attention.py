@@ -1,0 +1,228 @@
+"""Linear attention: attention through feature maps, whose cost grows with the tokens and not with their square.
+
+    out = gain(z) * (phi(q) S) + offset(z) * mean(v),    S = phi(k)^T v / M,    z = phi(q) . mean(phi(k))
+
+Shapes: q (..., N, D), k (..., M, D), v (..., M, E) -> (..., N, E). Time O((N + M) D E), memory O(N D + M D + D E).
+What differs between papers is the feature map phi and the rule that sets gain and offset; a `Kind` names both:
+
+    quotient      gain 1 / (z + eps / M)            ELU+1 (arXiv:2006.16236), ReLU, SLA (arXiv:2405.11582),
+                                                    focused (arXiv:2308.00442), Hedgehog (arXiv:2402.04347)
+    subtraction   gain s, offset 1 - s z            InLine (arXiv:2412.06590): the weights of a query sum to one
+    magnitude     gain s (1 + 1 / (s z + eps)), offset -s z          MALA (arXiv:2507.00698)
+    rank          gain 1 / (z + eps), keys weighted by M softmax(s mean(phi(q)) . phi(k)) over tokens
+                                                    RALA (arXiv:2411.07635)
+
+with s = D^-0.5 for D channels before the feature map. Rotary tables turn phi(q) and phi(k) in the product with S alone.
+Means instead of sums, and sums in float32 for half-precision inputs (autocast or not), keep every step in range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+from .dispatch import Candidate, Op
+from .rotary import Rope, rotate_pairs
+
+EPS = 1e-6
+
+
+def focus(x: Tensor, power: int = 3, dim: int = -1, scale: Tensor | None = None) -> Tensor:
+    """ReLU, then ``power`` element by element with the norm over ``dim`` kept: directions sharpen (arXiv:2308.00442).
+
+    Args:
+        x: any shape.
+        power: exponent, 1 or more.
+        dim: axis of the norm.
+        scale: factor of x after the ReLU, which broadcasts.
+    """
+    x = _accumulated(x).relu() + EPS
+    x = x if scale is None else x * scale
+    norm = _norm(x, dim)
+    sharp = (x / norm) ** power  # at most one: no overflow however large x is
+    return sharp * (norm / _norm(sharp, dim))
+
+
+def _norm(x: Tensor, dim: int) -> Tensor:
+    return x.square().sum(dim=dim, keepdim=True).sqrt()
+
+
+def _softmax_pair(x: Tensor) -> Tensor:
+    """(..., D) -> (..., 2D): softmax over the channels and their negatives."""
+    return torch.cat((x, -x), dim=-1).softmax(dim=-1)
+
+
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "elu": lambda x: F.elu(x) + 1,
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "exp": lambda x: (0.2 * x).exp(),
+    "focused": focus,
+    "hedgehog": _softmax_pair,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a query's answer is scaled; see the module's docstring.
+
+    Attributes:
+        gain: (z, scale, number of keys) -> factor of the product with the state.
+        offset: (z, scale) -> factor of the mean value, or None for none.
+        weighs_keys: whether keys are weighted by how much the mean query attends to them.
+    """
+
+    gain: Callable[[Tensor, float, int], Tensor | float]
+    offset: Callable[[Tensor, float], Tensor] | None = None
+    weighs_keys: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "quotient": Rule(lambda z, scale, count: 1 / (z + EPS / count)),
+    "subtraction": Rule(lambda z, scale, count: scale, lambda z, scale: 1 - scale * z),
+    "magnitude": Rule(lambda z, scale, count: scale * (1 + 1 / (scale * z + EPS)), lambda z, scale: -scale * z),
+    "rank": Rule(lambda z, scale, count: 1 / (z + EPS), weighs_keys=True),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One linear attention: the names of its feature map (`FEATURES`) and of its rule (`RULES`)."""
+
+    features: str
+    rule: str = "quotient"
+
+
+KINDS: dict[str, Kind] = {
+    "elu": Kind("elu"),
+    "relu": Kind("relu"),
+    "sla": Kind("relu"),
+    "focused": Kind("focused"),
+    "hedgehog": Kind("hedgehog"),
+    "given": Kind("identity"),  # q and k are non-negative features already
+    "inline": Kind("identity", "subtraction"),
+    "mala": Kind("elu", "magnitude"),
+    "rala": Kind("elu", "rank"),
+}
+
+
+def resolve_kind(kind: str | Kind) -> Kind:
+    """The `Kind` of that name.
+
+    Raises:
+        ValueError: there is none; the message has near names.
+    """
+    if isinstance(kind, Kind):
+        return kind
+    if kind not in KINDS:
+        near = get_close_matches(kind, KINDS, 1) or [", ".join(KINDS)]
+        raise ValueError(f"no linear attention is called {kind!r}: did you mean {near[0]}?")
+    return KINDS[kind]
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast would take the products over all tokens back to half precision."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _accumulated(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _prepared(q: Tensor, k: Tensor, v: Tensor, kind: Kind, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of q, features of k with their weights, and v, in the type that sums are made in."""
+    features, rule = FEATURES[kind.features], RULES[kind.rule]
+    q, k, v = features(_accumulated(q)), features(_accumulated(k)), _accumulated(v)
+    if rule.weighs_keys:
+        logits = k @ (q.mean(dim=-2, keepdim=True) * scale).transpose(-2, -1)  # (..., M, 1)
+        k = k * (logits.softmax(dim=-2) * k.shape[-2])
+    return q, k, v
+
+
+def linear_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
+) -> Tensor:
+    """The equation, operator by operator."""
+    kind, count, dtype = resolve_kind(kind), k.shape[-2], v.dtype
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rule = RULES[kind.rule]
+    with _without_autocast(q.device.type):
+        q, k, v = _prepared(q, k, v, kind, scale)
+        z = q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1)  # (..., N, 1)
+        if rope is not None:
+            q, k = rotate_pairs(q, rope), rotate_pairs(k, rope)
+        state = (k.transpose(-2, -1) / count) @ v  # (..., D, E)
+        out = (q @ state) * rule.gain(z, scale, count)
+        if rule.offset is not None:
+            out = out + rule.offset(z, scale) * v.mean(dim=-2, keepdim=True)
+        return out.to(dtype)
+
+
+def _channel_major(
+    q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
+) -> Tensor:
+    """Everything transposed, for tokens that are adjacent in memory, as in a map: the heads join without a copy."""
+    kind, count, dtype = resolve_kind(kind), k.shape[-2], v.dtype
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rule = RULES[kind.rule]
+    with _without_autocast(q.device.type):
+        q, k, v = _prepared(q, k, v, kind, scale)
+        z = k.mean(dim=-2, keepdim=True) @ q.transpose(-2, -1)  # (..., 1, N)
+        if rope is not None:
+            q, k = rotate_pairs(q, rope), rotate_pairs(k, rope)
+        state = v.transpose(-2, -1) @ k / count  # (..., E, D)
+        out = (state @ q.transpose(-2, -1)) * rule.gain(z, scale, count)
+        if rule.offset is not None:
+            out = torch.addcmul(out, v.mean(dim=-2, keepdim=True).transpose(-2, -1), rule.offset(z, scale))
+        return out.to(dtype).transpose(-2, -1)
+
+
+def _channel_major_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
+) -> str | None:
+    if q.stride(-2) != 1 or k.stride(-2) != 1 or v.stride(-2) != 1:
+        return "the transposed form pays where tokens are adjacent in memory (channels first)"
+    if q.ndim < 3 or q.shape[-3] == 1:
+        return "the answers of a single head join without a copy in any order"
+    if resolve_kind(kind).features == "hedgehog":
+        return "features joined along the channels are adjacent in memory"
+    return None
+
+
+LINEAR_ATTENTION_OP = Op(
+    "linear_attention",
+    linear_attention_reference,
+    (Candidate("channel_major", _channel_major, _channel_major_unsupported),),
+)
+
+
+@register_notrace_function
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
+) -> Tensor:
+    """Linear attention by the fastest implementation that applies; see the module's docstring.
+
+    Args:
+        q, k, v: (..., N, D), (..., M, D), (..., M, E).
+        kind: name in `KINDS`, or a `Kind`.
+        scale: s of the rules that have one; D^-0.5 by default.
+        rope: rotary tables of the tokens (N, D); q and k then have the same tokens.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    return LINEAR_ATTENTION_OP(q, k, v, kind, scale, rope)
+
+
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+    """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
+    maps = torch.randn(3, 1, heads, dim // heads, side * side)
+    return tuple(t.transpose(-2, -1) for t in maps), {}
