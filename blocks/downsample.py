@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from timm.layers import SqueezeExcite
-from torch import nn
+import torch
+import torch.nn.functional as F
+from timm.layers import SqueezeExcite, register_notrace_module
+from torch import Tensor, nn
 
 from .channel import norm_mlp
 from .conv import conv_norm, depthwise_norm
+from .geometry import Reshaping, Size
 from .residual import Residual
 
 Factory = Callable[[int], nn.Module]  # channels -> module
@@ -35,7 +38,43 @@ def strided_conv(
     return nn.Sequential(layers)
 
 
-def patch_merging(dim: int, out_dim: int) -> nn.Sequential:
+@register_notrace_module
+class PatchGather(Reshaping):
+    """2 x 2 neighbours into channels: (B, C, H, W) -> (B, 4C, H/2, W/2).
+
+    Their order is top left, bottom left, top right, bottom right. An odd side is zero-padded at its end.
+    """
+
+    stride = 2
+
+    def out_size(self, size: Size) -> Size:
+        return -(-size[0] // 2), -(-size[1] // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        top, bottom = x[:, :, ::2], x[:, :, 1::2]
+        return torch.cat((top[..., ::2], bottom[..., ::2], top[..., 1::2], bottom[..., 1::2]), dim=1)
+
+
+def patch_merging(
+    dim: int, out_dim: int, pre_norm: Factory | None = None, post_norm: Factory | None = None
+) -> nn.Sequential:
+    """`PatchGather` and a 1x1 convolution without bias, and a norm before or after it.
+
+    Swin has the norm before, over 4C channels (arXiv:2103.14030); Swin V2 after it (arXiv:2111.09883).
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict(gather=PatchGather())
+    if pre_norm:
+        layers["norm"] = pre_norm(4 * dim)
+    layers["conv"] = nn.Conv2d(4 * dim, out_dim, 1, bias=False)
+    if post_norm:
+        layers["norm"] = post_norm(out_dim)
+    return nn.Sequential(layers)
+
+
+def excite_merging(dim: int, out_dim: int) -> nn.Sequential:
     """Inverted bottleneck of width 4C with a stride-2 depthwise 3x3 and squeeze-excitation (arXiv:2305.07027)."""
     hidden = 4 * dim
     return nn.Sequential(
@@ -51,12 +90,12 @@ def patch_merging(dim: int, out_dim: int) -> nn.Sequential:
 
 
 def sandwich_merging(dim: int, out_dim: int) -> nn.Sequential:
-    """`patch_merging` between residual depthwise 3x3 and MLP branches, at the old width and at the new one."""
+    """`excite_merging` between residual depthwise 3x3 and MLP branches, at the old width and at the new one."""
     return nn.Sequential(
         OrderedDict(
             dw0=Residual(depthwise_norm(dim)),
             ffn0=Residual(norm_mlp()(dim)),
-            merge=patch_merging(dim, out_dim),
+            merge=excite_merging(dim, out_dim),
             dw1=Residual(depthwise_norm(out_dim)),
             ffn1=Residual(norm_mlp()(out_dim)),
         )

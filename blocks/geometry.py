@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-Size = tuple[int, int]
+from ..kernels.windows import Size, from_windows, pad_to_windows, to_windows
+
+__all__ = [
+    "Reshaping", "Size", "as_table", "conv_out_size", "from_windows", "num_heads_for", "pad_to_least", "pad_to_windows",
+    "resize_table", "to_windows", "total_stride", "unflatten_table",
+]  # fmt: skip
+
+
+class Reshaping(nn.Module):
+    """A module without weights that changes the size of a map, or the channels with it.
+
+    ``out_size`` gives the size that it makes of a map's, and ``stride`` by how much it reduces a side.
+    """
+
+    stride = 1
+
+    def out_size(self, size: Size) -> Size:
+        raise NotImplementedError
 
 
 def conv_out_size(module: nn.Module, size: Size) -> Size:
-    """Map size after ``module``, a chain whose size changes come from its Conv2d layers, run in order."""
+    """Map size after ``module``, a chain whose size changes come from its Conv2d and `Reshaping` layers, in order."""
     h, w = size
-    for conv in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
-        (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-        ph, pw = (int(p) for p in conv.padding)
-        h, w = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    for layer in module.modules():
+        if isinstance(layer, Reshaping):
+            h, w = layer.out_size((h, w))
+        if isinstance(layer, nn.Conv2d):
+            (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+            ph, pw = (int(p) for p in layer.padding)
+            h, w = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     return h, w
+
+
+def total_stride(module: nn.Module) -> int:
+    """Product of the strides in ``module``, a chain of Conv2d and `Reshaping` layers."""
+    layers = (m for m in module.modules() if isinstance(m, nn.Conv2d | Reshaping))
+    return math.prod(m.stride if isinstance(m, Reshaping) else m.stride[0] for m in layers)
 
 
 def num_heads_for(dim: int, head_dim: int) -> int:
@@ -25,37 +53,11 @@ def num_heads_for(dim: int, head_dim: int) -> int:
     return min(divisors, key=lambda n: (abs(n - dim / head_dim), n))
 
 
-def pad_to_windows(x: Tensor, window: Size) -> Tensor:
-    """Zero-pad (B, C, H, W) at the bottom and right to whole windows."""
-    pad_h, pad_w = -x.shape[-2] % window[0], -x.shape[-1] % window[1]
-    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
-
-
 @register_notrace_function
 def pad_to_least(x: Tensor, least: Size) -> Tensor:
     """Zero-pad (B, C, H, W) at the bottom and right where it is smaller than ``least``."""
     pad_h, pad_w = max(0, least[0] - x.shape[-2]), max(0, least[1] - x.shape[-1])
     return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
-
-
-def to_windows(x: Tensor, window: Size) -> Tensor:
-    """(B, C, H, W) -> (B * windows, C, h, w), windows in row order. H and W are multiples of the window.
-
-    No intermediate tensor has more than five axes: batch and window rows are merged.
-    """
-    b, c, height, width = x.shape
-    h, w = window
-    rows, cols = height // h, width // w
-    x = x.permute(0, 2, 3, 1).reshape(b * rows, h, cols, w, c)
-    return x.permute(0, 2, 1, 3, 4).reshape(b * rows * cols, h, w, c).permute(0, 3, 1, 2)
-
-
-def from_windows(x: Tensor, size: Size) -> Tensor:
-    """(B * windows, C, h, w) -> (B, C, H, W): the inverse of `to_windows` for a map of ``size``."""
-    n, c, h, w = x.shape
-    rows, cols = size[0] // h, size[1] // w
-    x = x.permute(0, 2, 3, 1).reshape(n // cols, cols, h, w, c)
-    return x.permute(0, 2, 1, 3, 4).reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
 
 
 def resize_table(table: Tensor, size: Size, mode: str = "bicubic") -> Tensor:

@@ -96,6 +96,11 @@ class MixerChoice:
     def crosses(self) -> bool:
         return bool(getattr(self.factory, "crosses", False))
 
+    @property
+    def per_block(self) -> bool:
+        """Whether the factory wants to know which block of the stage it builds for."""
+        return bool(getattr(self.factory, "per_block", False))
+
 
 def build_block(parts: Parts, mixer: MixerChoice, site: BlockSite) -> nn.Sequential:
     """The block that ``parts`` declare, with ``mixer`` in its slot."""
@@ -124,9 +129,10 @@ def _build_part(part: Branch | Plain, mixer: MixerChoice, site: BlockSite) -> nn
 
 def _build_mixer(mixer: MixerChoice, site: BlockSite) -> nn.Module:
     assert mixer.factory is not None
-    if mixer.crosses:
-        return mixer.factory(site.dim, site.grid, num_sources=min(site.index, MAX_CROSS_SOURCES))
-    return mixer.factory(site.dim, site.grid)
+    extra = {"num_sources": min(site.index, MAX_CROSS_SOURCES)} if mixer.crosses else {}
+    if mixer.per_block:
+        extra["index"] = site.index
+    return mixer.factory(site.dim, site.grid, **extra)
 
 
 class Stage(nn.Module):

@@ -72,6 +72,42 @@ class RelativeBias(GridModule):
         return FixedRelativeBias(self)
 
 
+def signed_offset_index(queries: Size, table: Size, device: torch.device | None = None) -> Tensor:
+    """(N, N) int64 index of the offset query minus key into a flat (2h - 1, 2w - 1) ``table`` whose centre is zero.
+
+    N = rows * columns of ``queries``, a window that is at most h x w.
+    """
+    (rows, cols), (h, w) = queries, ((table[0] + 1) // 2, (table[1] + 1) // 2)
+    y = torch.arange(rows, device=device).repeat_interleave(cols)
+    x = torch.arange(cols, device=device).repeat(rows)
+    return (y[:, None] - y[None] + h - 1) * (2 * w - 1) + x[:, None] - x[None] + w - 1
+
+
+@register_notrace_module
+class SignedRelativeBias(GridModule):
+    """Attention bias by signed offset (arXiv:1803.02155, in two dimensions as Swin has it, arXiv:2103.14030).
+
+    One learned value per head and offset: a (heads, 2h - 1, 2w - 1) ``table`` for windows of h x w. A table of a
+    checkpoint with other windows is resized bicubically. ``forward(window)`` gives (heads, N, N), query times key, for
+    a window that is at most h x w, N its positions: a smaller one uses the centre of the table.
+
+    Args:
+        num_heads: number of heads.
+        window: (h, w) of a window.
+    """
+
+    grid_tables = ("table",)
+
+    def __init__(self, num_heads: int, window: Size) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_heads, 2 * window[0] - 1, 2 * window[1] - 1))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, window: Size) -> Tensor:
+        size = (self.table.shape[-2], self.table.shape[-1])
+        return self.table.flatten(1)[:, signed_offset_index(window, size, self.table.device)]
+
+
 class FixedRelativeBias(nn.Module):
     """`RelativeBias` with the (heads, N, N) bias of its own grid computed beforehand."""
 

@@ -28,6 +28,7 @@ SHELLS: dict[str, dict[str, Any]] = {
     "fcaformer": FOUR | {"num_heads": (0, 0, 3, 4)},
     "shvit": {"depths": (1, 2, 1), "dims": (32, 48, 64)},
     "pvt": FOUR,
+    "swin": FOUR,
     "efficientvit": {"depths": (1, 2, 1), "dims": (32, 48, 64), "num_heads": (2, 2, 2)},
 }
 every_mixer = pytest.mark.parametrize("mixer", MIXERS)

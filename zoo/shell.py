@@ -12,7 +12,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..blocks.deploy import deploy_form
-from ..blocks.geometry import Size, conv_out_size
+from ..blocks.geometry import Size, conv_out_size, total_stride
 from ..blocks.head import ClassifierHead
 from ..blocks.mixers.random import MatrixMixer
 from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, build_block
@@ -71,11 +71,11 @@ class Backbone(nn.Module):
         grid, dim = conv_out_size(self.stem, self.img_size), self.spec.stages[0].dim
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
-        reduction = _stride(self.stem)
+        reduction = total_stride(self.stem)
         for index, stage in enumerate(self.spec.stages):
             downsample = stage.downsample(dim, stage.dim) if stage.downsample else nn.Identity()
             grid, dim = conv_out_size(downsample, grid), stage.dim
-            reduction *= _stride(downsample)
+            reduction *= total_stride(downsample)
             first = sum(s.depth for s in self.spec.stages[:index])
             self.stages.append(_build_stage(stage, downsample, grid, rates[first : first + stage.depth]))
             width = self.spec.necks[1][index] if self.spec.necks else dim
@@ -259,11 +259,3 @@ def _build_stage(spec: StageSpec, downsample: nn.Module, grid: Size, rates: list
     position = spec.position(spec.dim, grid) if spec.position else nn.Identity()
     make = CrossStage if mixer.crosses and spec.make is Stage else spec.make
     return make(downsample, blocks, spec.norm(spec.dim), position)
-
-
-def _stride(module: nn.Module) -> int:
-    """Product of the strides in ``module``, a chain of convolutions."""
-    stride = 1
-    for conv in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
-        stride *= conv.stride[0]
-    return stride

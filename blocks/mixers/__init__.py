@@ -1,7 +1,8 @@
 """Token mixers: modules that map (B, C, H, W) to (B, C, H, W) for any H and W, by name.
 
 A mixer factory is called with the channels and the grid (h, w) that the map has at the model's ``img_size``. Only
-mixers with learned position tables look at the grid, and they resize the tables for any other map.
+mixers with learned position tables look at the grid, and they resize the tables for any other map. A factory with
+``per_block = True`` is also given ``index``, the position of the block in its stage; mixers that alternate use it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from .pool import PoolMixer
 from .random import RandomMixer, SpatialLinearMixer
 from .single_head import SingleHeadAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
+from .window import WindowAttention
 
-MixerFactory = Callable[..., nn.Module]  # (dim, grid) -> module; a crossing mixer also takes num_sources
+# (dim, grid) -> module; a crossing mixer also takes num_sources, one that differs per block also index
+MixerFactory = Callable[..., nn.Module]
 
 MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
@@ -45,6 +48,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "single_head": SingleHeadAttention,
     "spatial_linear": SpatialLinearMixer,
     "spatial_reduction": SpatialReductionAttention,
+    "window": WindowAttention,
 }
 
 
@@ -63,6 +67,11 @@ class Mixer:
         """Whether the stage must hand tokens from block to block (see `CrossStage`)."""
         return bool(getattr(MIXERS[self.name], "crosses", False))
 
+    @property
+    def per_block(self) -> bool:
+        """Whether the mixer takes ``index``, the position of its block in the stage."""
+        return bool(getattr(MIXERS[self.name], "per_block", False))
+
     def __call__(self, dim: int, grid: Size, **extra: Any) -> nn.Module:
         return MIXERS[self.name](dim, grid, **self.options, **extra)
 
@@ -71,4 +80,28 @@ class Mixer:
         return f"Mixer({self.name!r}{options})"
 
 
-__all__ = ["MIXERS", "Mixer", "MixerFactory", *sorted(cls.__name__ for cls in MIXERS.values())]
+class Blockwise:
+    """A mixer that differs by block: block i gets ``first`` while i < count, and ``rest`` from there on.
+
+    Args:
+        first, rest: mixer factories.
+        count: how many blocks at the head of the stage get ``first``.
+    """
+
+    per_block = True
+
+    def __init__(self, first: MixerFactory, rest: MixerFactory, count: int) -> None:
+        self.first, self.rest, self.count = first, rest, count
+
+    @property
+    def name(self) -> str:
+        return "+".join(getattr(f, "name", "custom") for f in (self.first, self.rest))
+
+    def __call__(self, dim: int, grid: Size, index: int, **extra: Any) -> nn.Module:
+        factory = self.first if index < self.count else self.rest
+        if getattr(factory, "per_block", False):
+            extra["index"] = index
+        return factory(dim, grid, **extra)
+
+
+__all__ = ["MIXERS", "Blockwise", "Mixer", "MixerFactory", *sorted(cls.__name__ for cls in MIXERS.values())]

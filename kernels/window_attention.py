@@ -1,0 +1,150 @@
+"""Attention inside (shifted) windows of a map.
+
+``out = softmax(q k^T * scale + bias) v`` over the positions of each window. The map is padded at the bottom and right
+to whole windows, and rolled up and left by ``shift`` before and back after; positions that the roll brings together,
+and padding, do not see one another.
+
+Shapes: qkv (B, 3C, H, W), queries, keys and values in this order, each heads * D channels; bias (heads, N, N), query
+times key, N = h * w positions of a window; result (B, C, H, W). H and W are any.
+Time O(H W N C). Memory O(H W (C + heads N)) for the reference, which holds the logits, and O(H W C) for the fused
+candidate. Masks are made per axis of the map by the reference, (H / h) N^2 numbers, and per kind of window by the
+candidate, which calls `scaled_dot_product_attention` on windows that mask alike: inner ones, last row, last column,
+corner. Source: Liu et al., arXiv:2103.14030.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+from .dispatch import Candidate, Op
+from .windows import Size, axis_codes, cyclic_shift, from_windows, pad_to_windows, penalties, runs, to_tokens
+
+FEW = 800_000  # elements of qkv; measured at 14 to 128 squared, 64 to 384 channels
+
+
+def window_attention_reference(
+    qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
+) -> Tensor:
+    """The equation, operator by operator. The scale is applied to q, the smaller operand."""
+    height, width = qkv.shape[-2:]
+    rolled = cyclic_shift(pad_to_windows(qkv, window), shift)
+    q, k, v = _heads(rolled, window, num_heads)  # (B * windows, heads, N, D)
+    logits = (q * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    if any(shift) or rolled.shape != qkv.shape:
+        logits = _masked(logits, (height, width), window, shift)
+    return _whole(logits.softmax(dim=-1) @ v, rolled, window, shift, (height, width))
+
+
+def _heads(qkv: Tensor, window: Size, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B * windows, heads, N, D) of a map (B, 3 * heads * D, H, W) of whole windows."""
+    q, k, v = to_tokens(qkv, window).chunk(3, dim=2)
+    return _split(q, num_heads), _split(k, num_heads), _split(v, num_heads)
+
+
+def _split(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _joined(out: Tensor, window: Size, size: Size) -> Tensor:
+    """(B * windows, heads, N, D) -> (B, heads * D, H, W)."""
+    tokens = out.transpose(1, 2).flatten(2)  # (B * windows, N, C)
+    return from_windows(tokens.transpose(1, 2).unflatten(2, window), size)
+
+
+def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
+    """``logits`` (B * rows * columns, heads, N, N) of a map of ``size`` with the penalties of each of its axes."""
+    (h, w), heads = window, logits.shape[1]
+    rows, cols = (
+        penalties(axis_codes(n, side, by, logits.device), logits.dtype)
+        for n, side, by in zip(size, window, shift, strict=True)
+    )
+    rows = rows.repeat_interleave(w, dim=1).repeat_interleave(w, dim=2)  # (rows, N, N)
+    cols = cols.repeat(1, h, h)  # (columns, N, N)
+    shape = logits.shape
+    logits = logits.reshape(-1, cols.shape[0], heads, *shape[2:]) + cols[:, None]
+    logits = logits.reshape(-1, rows.shape[0], cols.shape[0] * heads, *shape[2:]) + rows[:, None]
+    return logits.reshape(shape)
+
+
+def _whole(out: Tensor, rolled: Tensor, window: Size, shift: Size, size: Size) -> Tensor:
+    """Windows of a rolled map put back in their places and cut to ``size``."""
+    padded = (rolled.shape[-2], rolled.shape[-1])
+    out = cyclic_shift(_joined(out, window, padded), (-shift[0], -shift[1]))
+    return out[:, :, : size[0], : size[1]] if padded != size else out
+
+
+def _fused(
+    qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
+) -> Tensor:
+    height, width = qkv.shape[-2:]
+    rolled = cyclic_shift(pad_to_windows(qkv, window), shift)
+    bands = []
+    for top, bottom, row_mask in _bands(qkv, 0, window, shift):
+        band, parts = rolled[:, :, top:bottom], []
+        for left, right, col_mask in _bands(qkv, 1, window, shift):
+            masks = [m for m in (bias, row_mask, col_mask) if m is not None]
+            mask = sum(masks[1:], masks[0]).to(qkv.dtype) if masks else None
+            parts.append(_attend(band[..., left:right], num_heads, window, scale, mask))
+        bands.append(torch.cat(parts, dim=3) if len(parts) > 1 else parts[0])
+    out = cyclic_shift(torch.cat(bands, dim=2) if len(bands) > 1 else bands[0], (-shift[0], -shift[1]))
+    return out[:, :, :height, :width]
+
+
+def _bands(qkv: Tensor, axis: int, window: Size, shift: Size) -> list[tuple[int, int, Tensor | None]]:
+    """(first position, end, penalties (N, N) or None) of the windows along an axis that mask alike."""
+    length, side = qkv.shape[2 + axis], window[axis]
+    found = runs(length, side, shift[axis])
+    if len(found) == 1 and found[0][2]:
+        return [(0, length, None)]
+    codes = penalties(axis_codes(length, side, shift[axis], qkv.device), qkv.dtype)
+    other = window[1 - axis]
+    masks = codes.repeat(1, other, other) if axis else codes.repeat_interleave(other, 1).repeat_interleave(other, 2)
+    return [(first * side, end * side, None if whole else masks[first]) for first, end, whole in found]
+
+
+def _attend(qkv: Tensor, num_heads: int, window: Size, scale: float, mask: Tensor | None) -> Tensor:
+    """Attention of whole windows that share one mask (N, N) or (heads, N, N)."""
+    q, k, v = _heads(qkv, window, num_heads)
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2])
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return _joined(out, window, (qkv.shape[-2], qkv.shape[-1]))
+
+
+def _fused_unsupported(
+    qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
+) -> str | None:
+    if not all(isinstance(n, int) for n in qkv.shape[2:]):
+        return "windows are sorted by what they mask, which needs a size that is known"
+    if torch.is_grad_enabled() and bias is not None and bias.requires_grad and qkv.device.type == "cpu":
+        return "the fused kernel of the CPU gives the bias no gradient"
+    masks = any(shift) or qkv.shape[2] % window[0] or qkv.shape[3] % window[1]
+    if masks and qkv.numel() < FEW and qkv.device.type == "cpu":
+        return "sorting so few windows by what they mask takes longer than it saves"
+    return None
+
+
+WINDOW_ATTENTION_OP = Op(
+    "window_attention", window_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),)
+)
+
+
+@register_notrace_function
+def window_attention(
+    qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
+) -> Tensor:
+    """Window attention by the fastest implementation that applies; see the module's docstring for shapes."""
+    return WINDOW_ATTENTION_OP(qkv, num_heads, window, scale, bias, shift)
+
+
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: a map of side x side in shifted windows of 7 x 7 with a bias."""
+    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 49, 49)
+    return (qkv, heads, (7, 7), (dim // heads) ** -0.5), {"bias": bias, "shift": (3, 3)}

@@ -1,0 +1,92 @@
+"""Windows of a map: padding, partition, and the pieces that a cyclic shift makes of each axis.
+
+A map axis of n positions in windows of w is padded at its end to whole windows and rolled by ``shift``, so that window
+r holds the positions r * w + shift onwards, and the last window also the first ``shift`` ones. Positions that the roll
+brought together, and padding, must not see one another: `axis_codes` says who they are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+SEPARATE = -100.0  # added to the logits of positions that a shift brought together, as arXiv:2103.14030 has it
+PADDED = -1e4  # added to the logits of padding; its exponential is zero in every floating type, and fp16 can hold it
+
+
+def pad_to_windows(x: Tensor, window: Size) -> Tensor:
+    """Zero-pad (B, C, H, W) at the bottom and right to whole windows."""
+    pad_h, pad_w = -x.shape[-2] % window[0], -x.shape[-1] % window[1]
+    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+
+
+def to_windows(x: Tensor, window: Size) -> Tensor:
+    """(B, C, H, W) -> (B * windows, C, h, w), windows in row order. H and W are multiples of the window.
+
+    No intermediate tensor has more than five axes: batch and window rows are merged.
+    """
+    return to_tokens(x, window).unflatten(1, window).permute(0, 3, 1, 2)
+
+
+def to_tokens(x: Tensor, window: Size) -> Tensor:
+    """(B, C, H, W) -> (B * windows, h * w, C): `to_windows` with the positions of a window in row order."""
+    b, c, height, width = x.shape
+    h, w = window
+    rows, cols = height // h, width // w
+    x = x.permute(0, 2, 3, 1).reshape(b * rows, h, cols, w, c)
+    return x.permute(0, 2, 1, 3, 4).reshape(b * rows * cols, h * w, c)
+
+
+def from_windows(x: Tensor, size: Size) -> Tensor:
+    """(B * windows, C, h, w) -> (B, C, H, W): the inverse of `to_windows` for a map of ``size``."""
+    n, c, h, w = x.shape
+    rows, cols = size[0] // h, size[1] // w
+    x = x.permute(0, 2, 3, 1).reshape(n // cols, cols, h, w, c)
+    return x.permute(0, 2, 1, 3, 4).reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
+
+
+def cyclic_shift(x: Tensor, shift: Size) -> Tensor:
+    """Roll (..., H, W) up and left by ``shift``; one axis at a time, as slices that every runtime has."""
+    for axis, by in zip((-2, -1), shift, strict=True):
+        if by:
+            length = x.shape[axis]
+            by %= length
+            x = torch.cat((x.narrow(axis, by, length - by), x.narrow(axis, 0, by)), dim=axis)
+    return x
+
+
+def axis_codes(length: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
+    """(windows, window) codes of the rolled positions of one axis: 0, or 1 where the roll wrapped, or 2 for padding."""
+    count = -(-length // window)
+    rolled = torch.arange(count * window, device=device) + shift
+    wrapped = rolled >= count * window
+    padded = (rolled - wrapped * count * window) >= length
+    return torch.where(padded, 2, wrapped.to(torch.int64)).reshape(count, window)
+
+
+def penalties(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits along one axis, for codes (..., w): (..., query, key)."""
+    query, key = codes[..., :, None], codes[..., None, :]
+    separate = (query != key).to(dtype) * SEPARATE
+    return separate + (key == 2).to(dtype) * (PADDED - SEPARATE)
+
+
+def runs(length: int, window: int, shift: int) -> list[tuple[int, int, bool]]:
+    """The windows of one axis as (first, end, whole) runs with equal codes; ``whole`` has nothing to mask."""
+    count = -(-length // window)
+    total = count * window
+
+    def code(position: int) -> int:
+        rolled = position + shift
+        return 2 if rolled % total >= length else int(rolled >= total)
+
+    found: list[tuple[int, int, tuple[int, ...]]] = []
+    for index in range(count):
+        codes = tuple(code(index * window + i) for i in range(window))
+        if found and found[-1][2] == codes:
+            found[-1] = (found[-1][0], index + 1, codes)
+        else:
+            found.append((index, index + 1, codes))
+    return [(first, end, not any(codes)) for first, end, codes in found]
