@@ -19,7 +19,6 @@ Means instead of sums, and sums in float32 for half-precision inputs (autocast o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -29,6 +28,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .dispatch import Candidate, Op
+from .precision import accumulated, without_autocast
 from .rotary import Rope, rotate_pairs
 
 EPS = 1e-6
@@ -43,7 +43,7 @@ def focus(x: Tensor, power: int = 3, dim: int = -1, scale: Tensor | None = None)
         dim: axis of the norm.
         scale: factor of x after the ReLU, which broadcasts.
     """
-    x = _accumulated(x).relu() + EPS
+    x = accumulated(x).relu() + EPS
     x = x if scale is None else x * scale
     norm = _norm(x, dim)
     sharp = (x / norm) ** power  # at most one: no overflow however large x is
@@ -128,19 +128,10 @@ def resolve_kind(kind: str | Kind) -> Kind:
     return KINDS[kind]
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast would take the products over all tokens back to half precision."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def _accumulated(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _prepared(q: Tensor, k: Tensor, v: Tensor, kind: Kind, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Features of q, features of k with their weights, and v, in the type that sums are made in."""
     features, rule = FEATURES[kind.features], RULES[kind.rule]
-    q, k, v = features(_accumulated(q)), features(_accumulated(k)), _accumulated(v)
+    q, k, v = features(accumulated(q)), features(accumulated(k)), accumulated(v)
     if rule.weighs_keys:
         logits = k @ (q.mean(dim=-2, keepdim=True) * scale).transpose(-2, -1)  # (..., M, 1)
         k = k * (logits.softmax(dim=-2) * k.shape[-2])
@@ -154,7 +145,7 @@ def linear_attention_reference(
     kind, count, dtype = resolve_kind(kind), k.shape[-2], v.dtype
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rule = RULES[kind.rule]
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device.type):
         q, k, v = _prepared(q, k, v, kind, scale)
         z = q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1)  # (..., N, 1)
         if rope is not None:
@@ -173,7 +164,7 @@ def _channel_major(
     kind, count, dtype = resolve_kind(kind), k.shape[-2], v.dtype
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rule = RULES[kind.rule]
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device.type):
         q, k, v = _prepared(q, k, v, kind, scale)
         z = k.mean(dim=-2, keepdim=True) @ q.transpose(-2, -1)  # (..., 1, N)
         if rope is not None:

@@ -24,6 +24,7 @@ from .linear import LinearAttention
 from .pool import PoolMixer
 from .random import RandomMixer, SpatialLinearMixer
 from .single_head import SingleHeadAttention
+from .soft import SoftAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
 from .window import WindowAttention
 
@@ -46,6 +47,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "rope_attention": RopeAttention,
     "sepconv": SeparableConvMixer,
     "single_head": SingleHeadAttention,
+    "soft": SoftAttention,
     "spatial_linear": SpatialLinearMixer,
     "spatial_reduction": SpatialReductionAttention,
     "window": WindowAttention,
