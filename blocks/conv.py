@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
+from timm.layers import make_divisible
 from torch import nn
 
 
@@ -27,3 +29,29 @@ def conv_norm(
 def depthwise_norm(dim: int, kernel_size: int = 3, stride: int = 1, bn_weight: float = 1.0) -> nn.Sequential:
     """Depthwise `conv_norm`."""
     return conv_norm(dim, dim, kernel_size, stride, groups=dim, bn_weight=bn_weight)
+
+
+def conv_norm_act(
+    dim: int, out_dim: int, kernel_size: int = 1, stride: int = 1, act: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """`conv_norm`, then an activation."""
+    return nn.Sequential(OrderedDict(pair=conv_norm(dim, out_dim, kernel_size, stride), act=act()))
+
+
+def inverted_bottleneck(
+    dim: int, out_dim: int, ratio: float = 4.0, stride: int = 1, act: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """1x1 expansion, depthwise 3x3 and 1x1 projection, each with BatchNorm, an activation after the first two.
+
+    The hidden width is ``ratio * dim``, rounded to a multiple of 8; no shortcut. Source: MobileNetV2, arXiv:1801.04381.
+    """
+    hidden = make_divisible(round(ratio * dim), 8)
+    return nn.Sequential(
+        OrderedDict(
+            expand=conv_norm(dim, hidden),
+            act1=act(),
+            dw=depthwise_norm(hidden, stride=stride),
+            act2=act(),
+            project=conv_norm(hidden, out_dim),
+        )
+    )

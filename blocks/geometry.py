@@ -47,7 +47,7 @@ def total_stride(module: nn.Module) -> int:
     return math.prod(m.stride if isinstance(m, Reshaping) else m.stride[0] for m in layers)
 
 
-def num_heads_for(dim: int, head_dim: int) -> int:
+def num_heads_for(dim: int, head_dim: float) -> int:
     """The divisor of ``dim`` nearest to ``dim / head_dim``: head counts that work for any width."""
     divisors = [n for n in range(1, dim + 1) if dim % n == 0]
     return min(divisors, key=lambda n: (abs(n - dim / head_dim), n))

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from timm.models import checkpoint, checkpoint_seq
@@ -162,6 +163,32 @@ class Stage(nn.Module):
         if self.grad_checkpointing and self.training:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
+
+
+class FusionStage(Stage):
+    """A stage whose result is ``fusion(cat(downsampled input, norm(blocks(downsampled input))))`` (arXiv:2110.02178).
+
+    Args:
+        downsample, blocks, norm, position: as in `Stage`.
+        fusion: makes the module that takes both maps, twice the channels, to one.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module,
+        blocks: Sequence[nn.Module],
+        norm: nn.Module,
+        position: nn.Module | None = None,
+        *,
+        fusion: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__(downsample, blocks, norm, position)
+        self.fusion = fusion()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        out = self.norm(self.run_blocks(self.position(x)))
+        return self.fusion(torch.cat((x, out), dim=1))
 
 
 class CrossBranch(Residual):

@@ -17,9 +17,16 @@ from torch import nn
 KINDS = (
     "shvit_s1", "shvit_s1_distilled", "efficientvit_m0", "van_b0", "fcaformer_l1", "fcaformer_l1_dense",
     "poolformer_s12", "poolformerv2_s12", "randformer_s12", "identityformer_s12", "convformer_s18", "caformer_s18",
-    "metaformer_pppa_s12_224", "pvt_v2_b0", "pvt_v2_b2_li",
+    "metaformer_pppa_s12_224", "pvt_v2_b0", "pvt_v2_b2_li", "affnet_et",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
+FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32
+
+
+def reductions(name: str) -> list[int]:
+    """Strides of the maps after each stage."""
+    first, last = (16, 64) if name in FROM_SIXTEEN else (2 if name in FROM_TWO else 4, 32)
+    return [2**n for n in range(first.bit_length() - 1, last.bit_length())]
 
 
 def make(name: str, **options: Any) -> nn.Module:

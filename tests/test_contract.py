@@ -12,7 +12,7 @@ import pytest
 import torch
 from mixzoo.zoo.errors import MixzooError
 from mixzoo.zoo.registry import VARIANTS
-from small import FROM_SIXTEEN, KINDS, images, make, shallow
+from small import KINDS, images, make, reductions, shallow
 from support import rel_err
 from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules, group_parameters
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet
@@ -161,7 +161,7 @@ def test_forward_is_features_then_head(name: str) -> None:
 def test_reductions_channels_and_maps_agree(name: str) -> None:
     model = features(name)
     info = model.feature_info
-    assert info.reduction() == ([16, 32, 64] if name in FROM_SIXTEEN else [4, 8, 16, 32])
+    assert info.reduction() == reductions(name)
     with torch.no_grad():
         maps = model(images(1, 3, 96, 128))
     assert [m.shape[1] for m in maps] == info.channels()

@@ -11,7 +11,7 @@ import torch
 from mixzoo.zoo.weights import to_official
 from support import PARITY, golden, image, official_state, rel_err
 
-FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer", "pvt")
+FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer", "pvt", "affnet")
 FIXTURES = [(f, n) for f in FAMILIES for n in golden(f)[0] if f"{n}/logits" in golden(f)[1]]
 
 

@@ -15,7 +15,7 @@ from mixzoo.zoo.errors import DeployFormError
 from mixzoo.zoo.registry import VARIANTS
 from mixzoo.zoo.shell import Backbone
 from mixzoo.zoo.weights import to_official
-from small import FROM_SIXTEEN, KINDS, shallow
+from small import FROM_SIXTEEN, FROM_TWO, KINDS, shallow
 from support import TOLERANCE, image, rel_err
 from timm.layers import DropPath
 from timm.models._features import FeatureGetterNet
@@ -38,12 +38,14 @@ def expected(name: str, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Sizes of the maps after each stage for an image of ``size``, from the strides alone."""
     if name in FROM_SIXTEEN:
         first = [-(-n // 16) for n in size]
+    elif name in FROM_TWO:
+        first = [-(-n // 2) for n in size]
     elif name.startswith(FLOOR_STEM):  # 7x7, stride 4, padding 2
         first = [(n - 3) // 4 + 1 for n in size]
     else:
         first = [-(-n // 4) for n in size]
     maps = [(first[0], first[1])]
-    for _ in range(2 if name in FROM_SIXTEEN else 3):
+    for _ in range(2 if name in FROM_SIXTEEN else 4 if name in FROM_TWO else 3):
         h, w = maps[-1]
         maps.append((-(-h // 2), -(-w // 2)))
     return maps

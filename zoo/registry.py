@@ -16,13 +16,13 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from ..blocks.deploy import redeploy
-from . import efficientvit, fcaformer, metaformer, pvt, shvit, swin, van, weights
+from . import affnet, efficientvit, fcaformer, metaformer, pvt, shvit, swin, van, weights
 from .download import fetch
 from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
 from .shell import Backbone, factory
 from .spec import BackboneSpec, Variant, Weights
 
-_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin)
+_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet)
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
 _SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")
@@ -77,7 +77,8 @@ def create_model(
     """Build a model by its paper's name, or a new member of a family by the family's name.
 
     Args:
-        name: a variant ("van_b2", or with a weights tag "caformer_s18.in1k_384"), or a family ("metaformer").
+        name: a variant ("van_b2", or with a weights tag "caformer_s18.in1k_384"), or a family ("metaformer"). Where a
+            variant has its family's name, it is the family's if an option of ``build`` is given.
         pretrained: load the published weights.
         checkpoint_path: a local file in any form (official, timm, mixzoo, deploy); see `mixzoo.zoo.weights`. A deploy
             form gives a model in deploy form.
@@ -89,7 +90,7 @@ def create_model(
         MixzooError: an unknown option.
         CheckpointError: weights that cannot be had or do not fit.
     """
-    if name in FAMILIES:
+    if name in FAMILIES and (name not in VARIANTS or set(options) & set(_build_options(name))):
         model = _create_custom(name, options, pretrained)
         if checkpoint_path:
             weights.load(model, checkpoint_path)
@@ -111,9 +112,14 @@ def create_model(
         return model
 
 
+def _build_options(family: str) -> tuple[str, ...]:
+    code = FAMILIES[family].build.__code__
+    return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
 def _create_custom(family: str, options: dict[str, Any], pretrained: bool) -> Backbone:
     build: Callable[..., BackboneSpec] = FAMILIES[family].build
-    names = build.__code__.co_varnames[: build.__code__.co_argcount + build.__code__.co_kwonlyargcount]
+    names = _build_options(family)
     _check_options(options, (*names, *_SHELL_OPTIONS), family)
     if pretrained:
         raise CheckpointError(f"A {family} of your own design has no published weights: drop pretrained=True.")

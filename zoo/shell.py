@@ -52,10 +52,11 @@ class Backbone(nn.Module):
         size = spec.img_size if img_size is None else img_size
         self.img_size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.stem = spec.stem(in_chans, spec.stages[0].dim)
+        self.stem = spec.stem(in_chans, spec.stem_dim or spec.stages[0].dim)
         self._build_stages(drop_path_rate)
-        self.num_features = spec.stages[-1].dim
-        self.norm = spec.norm(self.num_features)
+        dim = spec.stages[-1].dim
+        self.norm = spec.norm(dim)
+        self.num_features = spec.num_features or dim
         self.necks = self._build_necks()
         head = spec.head
         self.head = ClassifierHead(
@@ -68,7 +69,7 @@ class Backbone(nn.Module):
     def _build_stages(self, drop_path_rate: float) -> None:
         total = sum(s.depth for s in self.spec.stages)
         rates = [drop_path_rate * i / max(1, total - 1) for i in range(total)]
-        grid, dim = conv_out_size(self.stem, self.img_size), self.spec.stages[0].dim
+        grid, dim = conv_out_size(self.stem, self.img_size), self.spec.stem_dim or self.spec.stages[0].dim
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
         reduction = total_stride(self.stem)
@@ -152,9 +153,9 @@ class Backbone(nn.Module):
         """Drop what `forward_intermediates` does not need for ``indices``, and return them as a list."""
         taken, last = feature_take_indices(len(self.stages), indices)
         self.stages = cast(nn.Sequential, self.stages[: last + 1])
-        self.num_features = self.spec.stages[last].dim
         if prune_norm or last < len(self.spec.stages) - 1:
             self.norm = nn.Identity()
+            self.num_features = self.spec.stages[last].dim
         if self.necks is not None:
             self.necks = nn.ModuleList(m if i in taken else nn.Identity() for i, m in enumerate(self.necks))
         if prune_head:

@@ -65,6 +65,8 @@ class BackboneSpec:
         stem: (in_chans, dim) -> module.
         stages: the stages, in order.
         norm: norm of the last map, before pooling.
+        stem_dim: channels of the stem, where they are not those of the first stage.
+        num_features: channels after ``norm``, where it is a layer that changes them.
         head: the classifier.
         img_size: side of the square images that size-bound tables are made for, by default.
         init: initial weights, applied to every module.
@@ -77,6 +79,8 @@ class BackboneSpec:
     stem: StemFactory
     stages: tuple[StageSpec, ...]
     norm: Factory = nn.Identity
+    stem_dim: int | None = None
+    num_features: int | None = None
     head: HeadSpec = HeadSpec()
     img_size: int = 224
     init: Callable[[nn.Module], None] = keep_defaults

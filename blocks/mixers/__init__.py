@@ -17,6 +17,7 @@ from .attention import Attention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, SeparableConvMixer
 from .forward_cross import ForwardCrossAttention
+from .frequency import FrequencyFilterMixer
 from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
 from .identity import IdentityMixer
 from .large_kernel import LargeKernelAttention
@@ -36,6 +37,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "cascaded_group": CascadedGroupAttention,
     "depthwise": DepthwiseMixer,
     "forward_cross": ForwardCrossAttention,
+    "frequency_filter": FrequencyFilterMixer,
     "identity": IdentityMixer,
     "large_kernel": LargeKernelAttention,
     "linear": LinearAttention,
