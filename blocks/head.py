@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .act import SquaredReLU
 from .affine import affine_before, batch_norm_affine
+from .tokens import TokenPool
 
 Factory = Callable[[int], nn.Module]
 
@@ -36,6 +37,7 @@ class ClassifierHead(nn.Module):
         hidden: factory of what runs between norm and classifier.
         drop_rate: dropout before the classifier.
         distilled: whether there is a second classifier for a teacher's labels.
+        prefix: class tokens; with any, the input is (B, prefix + N, C) and the poolings those of `TokenPool`.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class ClassifierHead(nn.Module):
         hidden: Factory | None = None,
         drop_rate: float = 0.0,
         distilled: bool = False,
+        prefix: int = 0,
     ) -> None:
         super().__init__()
         self.distilled_training = False
-        self.global_pool = _pool(global_pool)
+        self.prefix = prefix
+        self.global_pool = _pool(global_pool, prefix)
         features = dim * self.global_pool.feat_mult()
         self.norm = norm(features) if norm else nn.Identity()
         self.hidden = hidden(features) if hidden else nn.Identity()
@@ -67,7 +71,7 @@ class ClassifierHead(nn.Module):
             ValueError: the pooling makes vectors of another width.
         """
         if global_pool is not None:
-            pool = _pool(global_pool)
+            pool = _pool(global_pool, self.prefix)
             if global_pool and pool.feat_mult() != self.global_pool.feat_mult():
                 raise ValueError(f"global_pool={global_pool!r} makes vectors of another width: build the model with it")
             self.global_pool = pool
@@ -127,8 +131,8 @@ def _with_norm(fc: nn.Module | None, norm: nn.Module) -> nn.Linear:
     return result
 
 
-def _pool(name: str) -> SelectAdaptivePool2d:
-    return SelectAdaptivePool2d(pool_type=name, flatten=bool(name))
+def _pool(name: str, prefix: int) -> SelectAdaptivePool2d | TokenPool:
+    return TokenPool(name, prefix) if prefix else SelectAdaptivePool2d(pool_type=name, flatten=bool(name))
 
 
 def _classifier(features: int, num_classes: int, like: Tensor | None) -> nn.Module:

@@ -22,6 +22,7 @@ from .geometry import Size, from_windows, to_windows
 from .mixers import MixerFactory
 from .mixers.forward_cross import cross_embedding
 from .residual import Residual
+from .tokens import TokenBlock, TokenBranch, unpack_tokens
 
 Factory = Callable[[int], nn.Module]  # channels -> module
 MAX_CROSS_SOURCES = 12  # FcaFormer: a block looks at the tokens of at most this many earlier blocks
@@ -77,6 +78,7 @@ class BlockSite:
         index: position of the block in its stage.
         depth: number of blocks in the stage.
         drop_path: drop probability of the block's branches.
+        prefix: class tokens that are packed in front of the map (see `mixzoo.blocks.tokens`).
     """
 
     dim: int
@@ -84,6 +86,7 @@ class BlockSite:
     index: int
     depth: int
     drop_path: float = 0.0
+    prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def build_block(parts: Parts, mixer: MixerChoice, site: BlockSite) -> nn.Sequent
     """The block that ``parts`` declare, with ``mixer`` in its slot."""
     kept = [p for p in parts if not p.mixes or mixer.factory is not None]
     modules = ((p.name, _build_part(p, mixer, site)) for p in kept)
-    return (CrossBlock if mixer.crosses else nn.Sequential)(OrderedDict(modules))
+    kind = CrossBlock if mixer.crosses else (TokenBlock if site.prefix else nn.Sequential)
+    return kind(OrderedDict(modules))
 
 
 def _build_part(part: Branch | Plain, mixer: MixerChoice, site: BlockSite) -> nn.Module:
@@ -125,6 +129,8 @@ def _build_part(part: Branch | Plain, mixer: MixerChoice, site: BlockSite) -> nn
     if part.mixes and mixer.crosses:
         last = site.index == site.depth - 1
         return CrossBranch(members, site, shortcut, None if last else cross_embedding(site.dim))
+    if part.mixes and site.prefix:
+        return TokenBranch(members, site.drop_path, shortcut)
     return Residual(nn.Sequential(members), site.drop_path, shortcut)
 
 
@@ -133,6 +139,8 @@ def _build_mixer(mixer: MixerChoice, site: BlockSite) -> nn.Module:
     extra = {"num_sources": min(site.index, MAX_CROSS_SOURCES)} if mixer.crosses else {}
     if mixer.per_block:
         extra["index"] = site.index
+    if site.prefix:
+        extra["prefix"] = site.prefix
     return mixer.factory(site.dim, site.grid, **extra)
 
 
@@ -189,6 +197,28 @@ class FusionStage(Stage):
         x = self.downsample(x)
         out = self.norm(self.run_blocks(self.position(x)))
         return self.fusion(torch.cat((x, out), dim=1))
+
+
+@register_notrace_module
+class TokenStage(Stage):
+    """A stage with class tokens: (B, C, H, W) -> packed (B, C', prefix + N, 1); ``position`` packs (`ClassToken`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._packed(self.downsample(x))
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The packed result, and the map (B, C', H', W') in it."""
+        x = self.downsample(x)
+        size = (x.shape[-2], x.shape[-1])
+        packed = self._packed(x)
+        return packed, unpack_tokens(packed, size)[1]
+
+    def _packed(self, x: Tensor) -> Tensor:
+        size = (x.shape[-2], x.shape[-1])
+        x = self.position(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, size) if self.grad_checkpointing and self.training else block(x, size)
+        return self.norm(x)
 
 
 class CrossBranch(Residual):

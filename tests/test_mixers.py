@@ -29,6 +29,7 @@ SHELLS: dict[str, dict[str, Any]] = {
     "shvit": {"depths": (1, 2, 1), "dims": (32, 48, 64)},
     "pvt": FOUR,
     "swin": FOUR,
+    "deit": {"depth": 2, "dim": 48, "class_token": False},
     "efficientvit": {"depths": (1, 2, 1), "dims": (32, 48, 64), "num_heads": (2, 2, 2)},
     "affnet": {"depths": (0, 1, 1, 2, 1), "dims": (8, 16, 16, 32, 48)},
 }
@@ -44,7 +45,7 @@ def build(shell: str, mixer: Any) -> Any:
 
 
 def side(shell: str) -> int:
-    return 128 if len(SHELLS[shell]["dims"]) == 3 else 64
+    return 128 if len(SHELLS[shell].get("dims", ())) == 3 else 64
 
 
 def mixers_of(model: nn.Module, mixer: str) -> list[nn.Module]:

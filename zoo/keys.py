@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+_PART = "::"  # between the name of a tensor and the number of its part
 Rewrite = str | Callable[[re.Match[str]], str]
 
 
@@ -36,6 +38,9 @@ class View:
 class KeyMap:
     """Our keys to those of another code base.
 
+    A foreign key that ends in ``::0``, ``::1``, ... is that part of the tensor named before it, along its second axis:
+    a class token's position and the table of the map's, which are one ``pos_embed`` (1, 1 + N, C) there.
+
     Attributes:
         rules: rewriting of the key, in order.
         views: shapes that differ there; the first match counts.
@@ -51,6 +56,10 @@ class KeyMap:
         for rule in self.rules:
             key = re.sub(rule.pattern, rule.replacement, key)
         return key
+
+    def foreign_tensor(self, key: str) -> str:
+        """The foreign name of the tensor that our ``key`` is, or is part of."""
+        return self.foreign(key).partition(_PART)[0]
 
     def ignores(self, foreign_key: str) -> bool:
         """Whether a foreign key holds a computed constant."""
@@ -75,6 +84,32 @@ class KeyMap:
 
     def _view(self, foreign_key: str) -> View | None:
         return next((view for view in self.views if re.search(view.pattern, foreign_key)), None)
+
+
+def join_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` by foreign key, with the parts of a tensor put together in their order."""
+    joined = {name: tensor for name, tensor in tensors.items() if _PART not in name}
+    for whole in dict.fromkeys(name.partition(_PART)[0] for name in tensors if _PART in name):
+        parts = sorted(name for name in tensors if name.startswith(whole + _PART))
+        joined[whole] = torch.cat([tensors[name] for name in parts], dim=1)
+    return joined
+
+
+def split_parts(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` of a checkpoint with those taken apart of which ``own``, by foreign key, has parts.
+
+    The last part gets what the others leave: it may belong to another grid.
+    """
+    split: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = sorted(key for key in own if key.startswith(name + _PART))
+        counts = [own[key].numel() // tensor.shape[-1] for key in parts[:-1]] if parts and tensor.ndim > 1 else []
+        if counts and tensor.shape[1] > sum(counts):
+            pieces = tensor.split([*counts, tensor.shape[1] - sum(counts)], dim=1)
+            split |= dict(zip(parts, pieces, strict=True))
+        else:
+            split[name] = tensor
+    return split
 
 
 def linear_shape(tensor: Tensor) -> Sequence[int]:

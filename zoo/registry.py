@@ -16,13 +16,13 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from ..blocks.deploy import redeploy
-from . import affnet, efficientvit, fcaformer, metaformer, pvt, shvit, swin, van, weights
+from . import affnet, deit, efficientvit, fcaformer, metaformer, pvt, shvit, swin, van, weights
 from .download import fetch
 from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
 from .shell import Backbone, factory
 from .spec import BackboneSpec, Variant, Weights
 
-_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet)
+_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet, deit)
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
 _SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")
@@ -156,7 +156,7 @@ def _weights_by_tag(variant: Variant, tag: str) -> Weights:
 def _cfg(variant: Variant, item: Weights) -> dict[str, Any]:
     """timm's description of a variant with one set of weights."""
     heads = ("head.fc", "head.fc_dist") if variant.spec.head.distilled else "head.fc"
-    stride = 64 if len(variant.spec.stages) == 3 else 32
+    stride = {1: 16, 3: 64}.get(len(variant.spec.stages), 32)
     resolution = item.resolution or variant.resolution
     return {
         "url": item.url or "",
@@ -213,7 +213,8 @@ def _construct(spec: BackboneSpec, placement: dict[str, Any], dense: bool, **opt
 
 def _check_extractor(spec: BackboneSpec, name: str, extractor: Any) -> None:
     """Refuse timm's extractors that take maps from inside the model, where a model makes them beside its stages."""
-    if spec.necks and extractor not in (None, "getter", FeatureGetterNet):
+    beside = spec.necks or spec.stages[-1].prefix
+    if beside and extractor not in (None, "getter", FeatureGetterNet):
         raise MixzooError(f"{name} gives its maps through the getter only: leave out feature_cls={extractor!r}.")
 
 

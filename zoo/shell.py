@@ -15,7 +15,7 @@ from ..blocks.deploy import deploy_form
 from ..blocks.geometry import Size, conv_out_size, total_stride
 from ..blocks.head import ClassifierHead
 from ..blocks.mixers.random import MatrixMixer
-from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, build_block
+from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, TokenStage, build_block
 from ..blocks.tables import GridModule
 from . import weights
 from .errors import DeployFormError
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         spec: what to build.
         num_classes: classifier outputs; 0 for none.
         in_chans: image channels.
-        global_pool: pooling before the classifier, or '' for none.
+        global_pool: pooling before the classifier, or '' for none; by default the spec's.
         img_size: image size that position tables are made for; other sizes work and resize the tables.
         mixer: token mixer to use instead of the spec's: a name, a factory, or a list with one per stage.
         drop_rate: dropout before the classifier.
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         spec: BackboneSpec,
         num_classes: int = 1000,
         in_chans: int = 3,
-        global_pool: str = "avg",
+        global_pool: str | None = None,
         img_size: int | Size | None = None,
         mixer: Mixers = None,
         drop_rate: float = 0.0,
@@ -58,10 +58,7 @@ class Backbone(nn.Module):
         self.norm = spec.norm(dim)
         self.num_features = spec.num_features or dim
         self.necks = self._build_necks()
-        head = spec.head
-        self.head = ClassifierHead(
-            self.num_features, num_classes, global_pool, head.norm, head.hidden, drop_rate, head.distilled
-        )
+        self.head = self._build_head(spec.head.pool if global_pool is None else global_pool, drop_rate)
         self.head_hidden_size = self.head.hidden_size
         self.head_optional = False  # whether a checkpoint without a classifier is whole
         self.apply(spec.init)
@@ -82,6 +79,12 @@ class Backbone(nn.Module):
             width = self.spec.necks[1][index] if self.spec.necks else dim
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{index}"})
 
+    def _build_head(self, global_pool: str, drop_rate: float) -> ClassifierHead:
+        head, prefix = self.spec.head, self.spec.stages[-1].prefix
+        return ClassifierHead(
+            self.num_features, self.num_classes, global_pool, head.norm, head.hidden, drop_rate, head.distilled, prefix
+        )
+
     def _build_necks(self) -> nn.ModuleList | None:
         if self.spec.necks is None:
             return None
@@ -91,8 +94,16 @@ class Backbone(nn.Module):
     # what the model computes
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> the last map (B, num_features, H', W')."""
-        return self.norm(self.stages(self.stem(x)))
+        """Images (B, in_chans, H, W) -> the last map (B, num_features, H', W').
+
+        A model with class tokens gives them and the positions of the map: (B, prefix + H' * W', num_features).
+        """
+        return self._normed(self.stages(self.stem(x)))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """What the last stage gives, after the norm; packed maps as tokens (B, prefix + N, C)."""
+        x = self.norm(x)
+        return x.flatten(2).transpose(1, 2) if self.spec.stages[-1].prefix else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The last map -> logits, or with ``pre_logits`` the vector that enters the classifier."""
@@ -110,7 +121,7 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after chosen stages, and the last map.
+        """The maps after chosen stages, and what `forward_features` gives.
 
         Args:
             x: images (B, in_chans, H, W).
@@ -131,12 +142,12 @@ class Backbone(nn.Module):
         x = self.stem(x)
         stages = list(self.stages)
         for index, stage in enumerate(stages[: last + 1] if stop_early else stages):
-            x = stage(x)
+            x, feature = stage.with_map(x) if isinstance(stage, TokenStage) else (stage(x),) * 2
             if index in taken:
-                maps.append(self._feature(x, index, norm, layout))
+                maps.append(self._feature(feature, index, norm, layout))
         if intermediates_only:
             return maps
-        return (self.norm(x) if index == len(self.spec.stages) - 1 else x), maps
+        return (self._normed(x) if index == len(self.spec.stages) - 1 else x), maps
 
     def _feature(self, x: Tensor, index: int, norm: bool, layout: Format) -> Tensor:
         if self.necks is not None:
@@ -160,7 +171,8 @@ class Backbone(nn.Module):
             self.necks = nn.ModuleList(m if i in taken else nn.Identity() for i, m in enumerate(self.necks))
         if prune_head:
             self.num_classes = 0
-            self.head = ClassifierHead(self.num_features, 0, "", drop_rate=self.head.drop.p).train(self.training)
+            prefix, drop = self.spec.stages[last].prefix, self.head.drop.p
+            self.head = ClassifierHead(self.num_features, 0, "", drop_rate=drop, prefix=prefix).train(self.training)
             self.head_hidden_size = self.head.hidden_size
         return taken
 
@@ -245,7 +257,7 @@ def factory(device: torch.device | str | None = None, dtype: torch.dtype | None 
 
 
 _FINE_GROUPS = [
-    (r"^stages\.(\d+)\.downsample", (0,)),
+    (r"^stages\.(\d+)\.(?:downsample|position)", (0,)),
     (r"^stages\.(\d+)\.blocks\.(\d+)", None),
     (r"^stages\.(\d+)\.norm", (99998,)),
     (r"^norm", (99999,)),
@@ -255,7 +267,7 @@ _FINE_GROUPS = [
 def _build_stage(spec: StageSpec, downsample: nn.Module, grid: Size, rates: list[float]) -> Stage:
     mixer = MixerChoice(spec.mixer, spec.foreign)
     site_grid = (spec.window, spec.window) if spec.window else grid
-    sites = (BlockSite(spec.dim, site_grid, i, spec.depth, rate) for i, rate in enumerate(rates))
+    sites = (BlockSite(spec.dim, site_grid, i, spec.depth, rate, spec.prefix) for i, rate in enumerate(rates))
     blocks = [build_block(spec.block, mixer, site) for site in sites]
     position = spec.position(spec.dim, grid) if spec.position else nn.Identity()
     make = CrossStage if mixer.crosses and spec.make is Stage else spec.make

@@ -34,6 +34,7 @@ class StageSpec:
         make: builds the stage from (downsample, blocks, norm).
         position: factory of a position embedding (dim, grid), added before the blocks; None for none.
         window: side of the windows that the whole stage runs in, or None. Position tables then belong to the window.
+        prefix: class tokens that the stage packs in front of its map; only the last stage may. Needs `TokenStage`.
     """
 
     depth: int
@@ -45,16 +46,18 @@ class StageSpec:
     make: Callable[..., Stage] = Stage
     position: Callable[[int, Size], nn.Module] | None = None
     window: int | None = None
+    prefix: int = 0
     foreign: bool = False  # the mixer was chosen by the user
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The classification head; see `ClassifierHead`."""
+    """The classification head; see `ClassifierHead`. ``pool`` is the pooling where none is asked for."""
 
     norm: Factory | None = None
     hidden: Factory | None = None
     distilled: bool = False
+    pool: str = "avg"
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,12 @@ def swap_mixer(stage: StageSpec, mixer: str | MixerFactory) -> StageSpec:
     if isinstance(mixer, str) and mixer == getattr(stage.mixer, "name", None):
         return stage
     factory = resolve_mixer(mixer)
+    if stage.prefix and not getattr(factory, "takes_prefix", False):
+        name = getattr(factory, "name", type(factory).__name__)
+        raise MixzooError(
+            f"The {name} mixer moves maps and knows no class token, which this model has: choose a mixer such as "
+            '"attention", or a layout without class token, such as create_model("deit", class_token=False).'
+        )
     crosses = bool(getattr(factory, "crosses", False))
     was_crossing = bool(getattr(stage.mixer, "crosses", False))
     make = stage.make if crosses == was_crossing else (CrossStage if crosses else Stage)

@@ -35,7 +35,7 @@ from ..blocks.geometry import Size, as_table, unflatten_table
 from ..blocks.prepbn import ProgressiveRepBN
 from ..blocks.tables import GridModule
 from .errors import CheckpointError, DeployFormError
-from .keys import KeyMap
+from .keys import KeyMap, join_parts, split_parts
 
 if TYPE_CHECKING:
     from .shell import Backbone
@@ -137,10 +137,10 @@ def recognise(model: Backbone, state_dict: Mapping[str, Any]) -> str:
     if deploy_form(model):
         other = rebuilt(model)
         theirs = [k for k in other.state_dict() if not k.endswith(_COUNTERS)]
-        trained = max(_share(theirs, state_dict), *(_share(map(m.foreign, theirs), state_dict) for m in _maps(other)))
+        trained = max(_share(map(m.foreign_tensor, theirs), state_dict) for m in _maps(other))
         return "train" if trained > _share(own, state_dict) else "own"
     shares = {"own": _share(own, state_dict)}
-    shares |= {name: _share(map(keys.foreign, own), state_dict) for name, keys in model.spec.keys.items()}
+    shares |= {name: _share(map(keys.foreign_tensor, own), state_dict) for name, keys in model.spec.keys.items()}
     best = max(shares, key=lambda name: shares[name])
     return "deploy" if shares[best] < 1 and _is_deployed(model, state_dict, shares[best]) else best
 
@@ -182,7 +182,7 @@ def _renamed(model: Backbone, state_dict: Mapping[str, Any], keys: KeyMap) -> di
     own = model.state_dict()
     names = {keys.foreign(key): key for key in own}
     renamed = {}
-    for foreign, tensor in state_dict.items():
+    for foreign, tensor in split_parts(state_dict, {name: own[key] for name, key in names.items()}).items():
         key = names.get(foreign)
         if key is not None:
             flattened = keys.reshapes(foreign) and _is_table(model, key)
@@ -226,7 +226,7 @@ def to_official(model: Backbone, form: str = "official") -> StateDict:
         raise CheckpointError(f"{_name(model)} has no {form!r} names; it has {', '.join(model.spec.keys) or 'none'}.")
     keys = model.spec.keys[form]
     named = {keys.foreign(k): v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    return {name: keys.to_foreign(name, tensor).clone() for name, tensor in named.items()}
+    return join_parts({name: keys.to_foreign(name, tensor).clone() for name, tensor in named.items()})
 
 
 # fitting

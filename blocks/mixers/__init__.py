@@ -76,6 +76,11 @@ class Mixer:
         """Whether the mixer takes ``index``, the position of its block in the stage."""
         return bool(getattr(MIXERS[self.name], "per_block", False))
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether the mixer can tell class tokens from positions (see `mixzoo.blocks.tokens`)."""
+        return bool(getattr(MIXERS[self.name], "takes_prefix", False))
+
     def __call__(self, dim: int, grid: Size, **extra: Any) -> nn.Module:
         return MIXERS[self.name](dim, grid, **self.options, **extra)
 
@@ -100,6 +105,10 @@ class Blockwise:
     @property
     def name(self) -> str:
         return "+".join(getattr(f, "name", "custom") for f in (self.first, self.rest))
+
+    @property
+    def takes_prefix(self) -> bool:
+        return all(getattr(f, "takes_prefix", False) for f in (self.first, self.rest))
 
     def __call__(self, dim: int, grid: Size, index: int, **extra: Any) -> nn.Module:
         factory = self.first if index < self.count else self.rest

@@ -29,7 +29,10 @@ class Attention(nn.Module):
         head_dim: wanted width of a head; where it does not divide ``dim``, the nearest head count that does is taken.
         qkv_bias: whether the query, key and value projection has a bias.
         proj_bias: whether the output projection has a bias.
+        prefix: class tokens in front of the map; they attend and are attended to like positions.
     """
+
+    takes_prefix = True
 
     input_layers = ("qkv",)  # take the affine map of a norm before the mixer, when the model is folded
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
@@ -41,6 +44,7 @@ class Attention(nn.Module):
         head_dim: int = 32,
         qkv_bias: bool = False,
         proj_bias: bool = False,
+        prefix: int = 0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads_for(dim, head_dim)
@@ -48,7 +52,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
         self.proj = nn.Conv2d(dim, dim, 1, bias=proj_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=1)  # unpacked, not iterated: torch.fx traces this
         heads = self.num_heads
         out = attention(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), self.scale)
