@@ -55,3 +55,13 @@ def inverted_bottleneck(
             project=conv_norm(hidden, out_dim),
         )
     )
+
+
+def depthwise_conv(dim: int, kernel_size: int = 3) -> nn.Conv2d:
+    """Depthwise convolution with bias that keeps the map."""
+    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+
+def pointwise_norm_act(dim: int, out_dim: int, act: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
+    """1x1 convolution with bias, BatchNorm, activation."""
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(dim, out_dim, 1), bn=nn.BatchNorm2d(out_dim), act=act()))

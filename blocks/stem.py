@@ -62,3 +62,18 @@ def _conv_stem(in_chans: int, dim: int, steps: int, act: Callable[[], nn.Module]
             layers[f"act{i}"] = act()
         layers[f"conv{i + 1}"] = conv_norm(widths[i], widths[i + 1], 3, stride=2)
     return nn.Sequential(layers)
+
+
+def deep_stem(in_chans: int, dim: int, act: Callable[[], nn.Module] = nn.GELU) -> nn.Module:
+    """Four 3x3 convolutions with bias and BatchNorm, strides 2, 1, 1, 2, ``act`` between them: stride 4.
+
+    The first three have half the channels. Source: RAVLT, arXiv:2411.07635.
+    """
+    widths, strides = (in_chans, dim // 2, dim // 2, dim // 2, dim), (2, 1, 1, 2)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, stride in enumerate(strides):
+        if i:
+            layers[f"act{i}"] = act()
+        layers[f"conv{i + 1}"] = nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1)
+        layers[f"norm{i + 1}"] = nn.BatchNorm2d(widths[i + 1])
+    return nn.Sequential(layers)

@@ -11,8 +11,9 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast would take matrix products back to half precision."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    """Autocast would take matrix products back to half precision; the meta device has none."""
+    active = torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
 
 
 def accumulated(x: Tensor) -> Tensor:

@@ -11,8 +11,14 @@ import torch
 from mixzoo.zoo.weights import to_official
 from support import PARITY, golden, image, official_state, rel_err
 
-FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer", "pvt", "affnet")
-FIXTURES = [(f, n) for f in FAMILIES for n in golden(f)[0] if f"{n}/logits" in golden(f)[1]]
+FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer", "pvt", "affnet", "ravlt", "mavit")
+HEAVY = ("ravlt_l", "mavit_l")  # smaller members run the same code
+FIXTURES = [
+    pytest.param(f, n, marks=pytest.mark.full if n in HEAVY else ())
+    for f in FAMILIES
+    for n in golden(f)[0]
+    if f"{n}/logits" in golden(f)[1]
+]
 
 
 def build(family: str, name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:

@@ -13,6 +13,7 @@ from timm.layers import ConvMlp
 from torch import nn
 
 from ..conv import conv_norm
+from ..residual import Residual
 
 ChannelFactory = Callable[[int], nn.Module]
 
@@ -40,6 +41,11 @@ def depthwise_mlp(
     return partial(_depthwise_mlp, ratio=ratio, act=act, inner_act=inner_act)
 
 
+def residual_depthwise_mlp(ratio: float = 3.5, act: Callable[[], nn.Module] = nn.GELU) -> ChannelFactory:
+    """Factory of 1x1 conv, activation, residual depthwise 3x3, 1x1 conv, all with bias (RAVLT, arXiv:2411.07635)."""
+    return partial(_residual_depthwise_mlp, ratio=ratio, act=act)
+
+
 def _conv_mlp(dim: int, ratio: float, act: Callable[[], nn.Module], bias: bool) -> nn.Module:
     return ConvMlp(dim, int(ratio * dim), act_layer=act, bias=bias)  # type: ignore[arg-type]
 
@@ -58,3 +64,10 @@ def _depthwise_mlp(
         layers["inner_act"] = inner_act()
     layers["dwconv"] = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
     return nn.Sequential(OrderedDict(**layers, act=act(), fc2=nn.Conv2d(hidden, dim, 1)))
+
+
+def _residual_depthwise_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
+    hidden = int(ratio * dim)
+    fc1, fc2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
+    dwconv = Residual(nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden))
+    return nn.Sequential(OrderedDict(fc1=fc1, act=act(), dwconv=dwconv, fc2=fc2))
