@@ -19,6 +19,7 @@ KINDS = (
     "poolformer_s12", "poolformerv2_s12", "randformer_s12", "identityformer_s12", "convformer_s18", "caformer_s18",
     "metaformer_pppa_s12_224", "pvt_v2_b0", "pvt_v2_b2_li", "affnet_et",
     "ravlt_t", "mavit_t",
+    "inline_pvt_tiny", "inline_cswin_tiny",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32

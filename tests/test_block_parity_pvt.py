@@ -1,4 +1,4 @@
-"""The attention of the PVT family computes what the authors' modules compute."""
+"""The attention of the PVT, InLine and CSWin families computes what the authors' modules compute."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from mixzoo.blocks.mixers import PooledAttention, SpatialReductionAttention
+from mixzoo.blocks.mixers import CrossWindowAttention, InLineAttention, PooledAttention, SpatialReductionAttention
 from mixzoo.blocks.pooling import adaptive_avg_pool, pooling_matrix
+from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err
 from torch import nn
 from torch.nn import functional as F
 
 REDUCE = KeyMap(rename((r"^reduce\.conv\.", "sr."), (r"^reduce\.norm\.", "norm.")))
+LOCAL = KeyMap(rename((r"^local\.fc1\.", "residual.0."), (r"^local\.fc2\.", "residual.2.")))
 MIXERS: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
     "pvt_v2_sra": (lambda: SpatialReductionAttention(64, num_heads=2, ratio=4), REDUCE),
     "pvt_v2_linear_sra": (lambda: PooledAttention(64, num_heads=2), REDUCE),
+    "inline_attn": (lambda: InLineAttention(64, num_heads=2, split_queries=True), LOCAL),
 }
 
 
@@ -31,7 +34,8 @@ def test_mixer_is_the_authors(name: str) -> None:
     module.load_state_dict({k: state[keys.foreign(k)].reshape(t.shape) for k, t in own.items()})
     with torch.inference_mode():
         out = module(image(meta[name]["input"], meta[name]["seed"]))
-    assert rel_err(out[:, ::4], arrays[f"{name}/out"]) <= PARITY
+    kept = out[:, ::8, ::2, ::2] if name == "inline_attn" else out[:, ::4]
+    assert rel_err(kept, arrays[f"{name}/out"]) <= PARITY
 
 
 @pytest.mark.parametrize("size", ((1, 1), (5, 7), (7, 7), (14, 9), (56, 23)), ids=str)
@@ -57,3 +61,40 @@ def test_a_map_smaller_than_the_reduction_is_padded() -> None:
     assert reduced.shape == (1, 32, 1, 2)
     assert torch.equal(reduced, module.reduce(F.pad(x, (0, 0, 0, 1))))
     assert module(x).shape == x.shape
+
+
+def stripes(module: CrossWindowAttention, x: torch.Tensor) -> torch.Tensor:
+    """What the paper says, stripe by stripe: softmax attention, and a convolution of the stripe's own values."""
+    q, k, v = module.qkv(x).chunk(3, dim=1)
+    half, split, heads = x.shape[1] // 2, module.split or 0, module.num_heads
+    out = torch.zeros_like(x)
+    for branch, (channels, axis) in enumerate(((slice(0, half), 3), (slice(half, None), 2))):
+        for start in range(0, x.shape[axis], split):
+            part = [t[:, channels].narrow(axis, start, min(split, x.shape[axis] - start)) for t in (q, k, v)]
+            tokens = [t.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3) for t in part]
+            logits = tokens[0] @ tokens[1].transpose(2, 3) / (half // heads) ** 0.5
+            answer = (logits.softmax(3) @ tokens[2]).transpose(2, 3).reshape(part[2].shape) + module.lepe[branch](
+                part[2]
+            )
+            out[:, channels].narrow(axis, start, part[2].shape[axis]).copy_(answer)
+    return module.proj(out)
+
+
+@pytest.mark.parametrize("size", ((14, 14), (9, 16), (5, 3)), ids=str)
+def test_stripes_are_those_of_the_paper(size: tuple[int, int]) -> None:
+    """Also where stripes do not divide the map: the last one is narrower, and nothing looks beyond it."""
+    module = fill_(CrossWindowAttention(32, num_heads=4, split=7).double()).eval()
+    x = image((2, 32, *size))
+    with torch.no_grad():
+        assert rel_err(module(x), stripes(module, x)) < PARITY
+
+
+def test_inline_weights_sum_to_one() -> None:
+    """Values that are the same everywhere come back as they are, whatever queries and keys are."""
+    module = fill_(InLineAttention(32, num_heads=2).double()).eval()
+    with torch.no_grad():
+        module.qkv.weight[64:].zero_()
+        module.local.fc2.weight.zero_()
+        module.local.fc2.bias.zero_()
+        out = module(image((1, 32, 5, 6)))
+        assert rel_err(out, module.proj(module.qkv.bias[64:].view(1, -1, 1, 1)).expand_as(out)) < PARITY

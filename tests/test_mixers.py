@@ -28,6 +28,8 @@ SHELLS: dict[str, dict[str, Any]] = {
     "fcaformer": FOUR | {"num_heads": (0, 0, 3, 4)},
     "shvit": {"depths": (1, 2, 1), "dims": (32, 48, 64)},
     "pvt": FOUR,
+    "cswin": FOUR,
+    "inline": FOUR | {"num_heads": (1, 1, 2, 2)},
     "swin": FOUR,
     "deit": {"depth": 2, "dim": 48, "class_token": False},
     "ravlt": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},

@@ -23,7 +23,8 @@ from torch import nn
 
 EQUAL = TOLERANCE[torch.float64]
 SIZES = ((32, 32), (33, 47), (64, 160), (193, 257))
-FLOOR_STEM = ("poolformer", "randformer", "identityformer", "convformer", "caformer", "metaformer")
+FLOOR_PATCHES = ("inline_pvt",)
+FLOOR_STEM = ("inline_cswin", "poolformer", "randformer", "identityformer", "convformer", "caformer", "metaformer")
 every_kind = pytest.mark.parametrize("name", KINDS)
 every_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 
@@ -36,6 +37,8 @@ def double(name: str) -> Backbone:
 
 def expected(name: str, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Sizes of the maps after each stage for an image of ``size``, from the strides alone."""
+    if name.startswith(FLOOR_PATCHES):  # non-overlapping, at every stage
+        return [(size[0] // stride, size[1] // stride) for stride in (4, 8, 16, 32)]
     if name in FROM_SIXTEEN:
         first = [-(-n // 16) for n in size]
     elif name in FROM_TWO:
@@ -80,7 +83,7 @@ def test_the_deploy_form_takes_every_size(name: str, size: tuple[int, int]) -> N
 
 # tables that belong to a size
 
-BOUND = ("efficientvit_m0", "fcaformer_l1", "randformer_s12", "metaformer_pppa_s12_224")
+BOUND = ("efficientvit_m0", "fcaformer_l1", "randformer_s12", "metaformer_pppa_s12_224", "inline_pvt_tiny")
 
 
 def tables_of(model: nn.Module) -> list[torch.Tensor]:

@@ -16,13 +16,28 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from ..blocks.deploy import redeploy
-from . import affnet, deit, efficientvit, fcaformer, mavit, metaformer, pvt, ravlt, shvit, swin, van, weights
+from . import (
+    affnet,
+    cswin,
+    deit,
+    efficientvit,
+    fcaformer,
+    inline,
+    mavit,
+    metaformer,
+    pvt,
+    ravlt,
+    shvit,
+    swin,
+    van,
+    weights,
+)
 from .download import fetch
 from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
 from .shell import Backbone, factory
 from .spec import BackboneSpec, Variant, Weights
 
-_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet, deit, ravlt, mavit)
+_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet, deit, ravlt, mavit, cswin, inline)
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
 _SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")

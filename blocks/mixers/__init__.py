@@ -16,10 +16,12 @@ from ..geometry import Size
 from .attention import Attention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, SeparableConvMixer
+from .cross_window import CrossWindowAttention
 from .forward_cross import ForwardCrossAttention
 from .frequency import FrequencyFilterMixer
 from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
 from .identity import IdentityMixer
+from .inline import InLineAttention
 from .large_kernel import LargeKernelAttention
 from .linear import LinearAttention
 from .pool import PoolMixer
@@ -35,10 +37,12 @@ MixerFactory = Callable[..., nn.Module]
 MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
     "cascaded_group": CascadedGroupAttention,
+    "cross_window": CrossWindowAttention,
     "depthwise": DepthwiseMixer,
     "forward_cross": ForwardCrossAttention,
     "frequency_filter": FrequencyFilterMixer,
     "identity": IdentityMixer,
+    "inline": InLineAttention,
     "large_kernel": LargeKernelAttention,
     "linear": LinearAttention,
     "mala": MagnitudeAwareAttention,
