@@ -10,7 +10,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from .conv import conv_norm
-from .downsample import Factory, strided_conv
+from .downsample import DownsampleFactory, Factory, strided_conv
 from .geometry import Reshaping, Size, pad_to_windows
 
 StemFactory = Callable[[int, int], nn.Module]  # (in_chans, dim) -> module
@@ -46,21 +46,24 @@ def _whole_patch_stem(in_chans: int, dim: int, side: int, norm: Factory | None) 
     return nn.Sequential(OrderedDict(pad=PadToPatches(side), **dict(conv.named_children())))
 
 
-def conv_stem(steps: int, act: Callable[[], nn.Module]) -> StemFactory:
-    """``steps`` 3x3 stride-2 conv-BN, each twice as wide as the one before, with ``act`` between them: stride 2^steps.
+_conv_bn = partial(conv_norm, kernel_size=3, stride=2)
 
-    Source: LeViT, arXiv:2104.01136.
+
+def conv_stem(steps: int, act: Callable[[], nn.Module], conv: DownsampleFactory = _conv_bn) -> StemFactory:
+    """``steps`` 3x3 stride-2 convolutions with norm, each twice as wide as the one before, with ``act`` between them.
+
+    The stride is 2^steps. Source: LeViT, arXiv:2104.01136; there, as by default, ``conv`` has no bias.
     """
-    return partial(_conv_stem, steps=steps, act=act)
+    return partial(_conv_stem, steps=steps, act=act, conv=conv)
 
 
-def _conv_stem(in_chans: int, dim: int, steps: int, act: Callable[[], nn.Module]) -> nn.Module:
+def _conv_stem(in_chans: int, dim: int, steps: int, act: Callable[[], nn.Module], conv: DownsampleFactory) -> nn.Module:
     widths = [in_chans] + [dim // 2 ** (steps - 1 - i) for i in range(steps)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(steps):
         if i:
             layers[f"act{i}"] = act()
-        layers[f"conv{i + 1}"] = conv_norm(widths[i], widths[i + 1], 3, stride=2)
+        layers[f"conv{i + 1}"] = conv(widths[i], widths[i + 1])
     return nn.Sequential(layers)
 
 

@@ -27,17 +27,26 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Op:
-    """A functional op: the first applicable candidate runs, and the reference under export or when none applies."""
+    """A functional op: the first applicable candidate runs, and the reference under export or when none applies.
+
+    Attributes:
+        name: what messages call it.
+        reference: the plain truth.
+        candidates: faster implementations, the most wanted first.
+        exported: what runs under export instead of a reference that is slow, or has no operators, in other runtimes.
+    """
 
     name: str
     reference: Callable[..., Tensor]
     candidates: Sequence[Candidate] = field(default_factory=tuple)
+    exported: Callable[..., Tensor] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        if not exporting():
-            for candidate in self.candidates:
-                if candidate.unsupported(*args, **kwargs) is None:
-                    return candidate.run(*args, **kwargs)
+        if exporting():
+            return (self.exported or self.reference)(*args, **kwargs)
+        for candidate in self.candidates:
+            if candidate.unsupported(*args, **kwargs) is None:
+                return candidate.run(*args, **kwargs)
         return self.reference(*args, **kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> dict[str, str | None]:

@@ -20,6 +20,7 @@ KINDS = (
     "metaformer_pppa_s12_224", "pvt_v2_b0", "pvt_v2_b2_li", "affnet_et",
     "ravlt_t", "mavit_t",
     "inline_pvt_tiny", "inline_cswin_tiny",
+    "biformer_tiny", "biformer_stl_nchw",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32

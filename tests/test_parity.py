@@ -11,8 +11,20 @@ import torch
 from mixzoo.zoo.weights import to_official
 from support import PARITY, golden, image, official_state, rel_err
 
-FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer", "pvt", "affnet", "ravlt", "mavit", "inline")
-HEAVY = ("ravlt_l", "mavit_l", "inline_cswin_base")  # smaller members run the same code
+FAMILIES = (
+    "metaformer",
+    "efficientvit",
+    "shvit",
+    "van",
+    "fcaformer",
+    "pvt",
+    "affnet",
+    "ravlt",
+    "mavit",
+    "inline",
+    "biformer",
+)
+HEAVY = ("ravlt_l", "mavit_l", "inline_cswin_base", "biformer_base")  # smaller members run the same code
 FIXTURES = [
     pytest.param(f, n, marks=pytest.mark.full if n in HEAVY else ())
     for f in FAMILIES

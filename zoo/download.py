@@ -45,7 +45,10 @@ def fetch(name: str, weights: Weights, cache_dir: str | os.PathLike[str] | None 
 def cache_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where a downloaded ``url`` is kept; a file put there by hand is used."""
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    return folder / url.rsplit("/", 1)[-1]
+    name = url.rsplit("/", 1)[-1]
+    if "." not in name:  # links to shared files have the same end for all of them
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.pth"
+    return folder / name
 
 
 def _download(name: str, url: str, path: Path) -> None:

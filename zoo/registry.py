@@ -18,6 +18,7 @@ from torch import nn
 from ..blocks.deploy import redeploy
 from . import (
     affnet,
+    biformer,
     cswin,
     deit,
     efficientvit,
@@ -37,7 +38,22 @@ from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelE
 from .shell import Backbone, factory
 from .spec import BackboneSpec, Variant, Weights
 
-_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet, deit, ravlt, mavit, cswin, inline)
+_MODULES = (
+    metaformer,
+    efficientvit,
+    shvit,
+    van,
+    fcaformer,
+    pvt,
+    swin,
+    affnet,
+    deit,
+    ravlt,
+    mavit,
+    cswin,
+    inline,
+    biformer,
+)
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
 _SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")

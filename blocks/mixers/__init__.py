@@ -14,6 +14,7 @@ from torch import nn
 
 from ..geometry import Size
 from .attention import Attention
+from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, SeparableConvMixer
 from .cross_window import CrossWindowAttention
@@ -36,9 +37,11 @@ MixerFactory = Callable[..., nn.Module]
 
 MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
+    "bilevel_routing": BiLevelRoutingAttention,
     "cascaded_group": CascadedGroupAttention,
     "cross_window": CrossWindowAttention,
     "depthwise": DepthwiseMixer,
+    "enhanced_attention": EnhancedAttention,
     "forward_cross": ForwardCrossAttention,
     "frequency_filter": FrequencyFilterMixer,
     "identity": IdentityMixer,

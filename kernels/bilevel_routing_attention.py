@@ -1,0 +1,223 @@
+"""Bi-level routing attention: a region of the map attends to the few regions that its mean matches best.
+
+With the map cut into R regions of T = h * w tokens, and the means q~[r], k~[r] of the tokens of a region:
+
+    routes[r] = the topk regions s with the greatest q~[r] . k~[s]
+    out[p] = softmax(scale * q[p] . K) V for p in region r, K and V the tokens of routes[r]
+
+Heads split the channels of the second line only. Nothing is differentiated through the first line. A map that does not
+divide is zero-padded at the bottom and right: means are over real tokens, but the zeros take part in the second line
+as keys and values, as in the authors' code. With topk = R, or None, this is attention over the whole padded map.
+
+Shapes: q, k (B, C, H, W), v (B, E, H, W); result (B, E, H, W).
+Time O(N topk T (C + E) + R^2 C) for N = H * W. Memory beside the operands: the reference gathers what every region
+attends to, O(N topk (C + E)), and holds O(N topk T heads) logits. The tiled candidate gathers for some regions at a
+time and holds no logits: O(N E).
+Source: Zhu et al., arXiv:2303.08810.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+from .dispatch import Candidate, Op
+from .windows import Size, from_windows, to_tokens
+
+GATHERED_AT_ONCE = 1 << 20  # elements of keys and values: what is gathered stays in cache
+
+
+def pad_to_regions(x: Tensor, region: Size) -> Tensor:
+    """Zero-pad (B, C, H, W) at the bottom and right to whole regions."""
+    (height, width), (h, w) = x.shape[-2:], region
+    down, across = (height + h - 1) // h * h - height, (width + w - 1) // w * w - width
+    if isinstance(down, int) and isinstance(across, int) and down == across == 0:
+        return x  # a side that is open in an export is padded always, by nothing where it divides
+    return F.pad(x, (0, across, 0, down))
+
+
+def region_means(x: Tensor, region: Size) -> Tensor:
+    """(B, C, H, W) -> (B, R, C), the mean of the real tokens of every region; at least float32."""
+    padded, (h, w) = pad_to_regions(x, region), region
+    rows, cols = padded.shape[2] // h, padded.shape[3] // w
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    if padded.stride(1) == 1:  # channels are adjacent in memory
+        tokens = padded.permute(0, 2, 3, 1).reshape(-1, h, cols, w, padded.shape[1])  # (B * rows, h, cols, w, C)
+        sums = tokens.sum(1, dtype=dtype).sum(2).reshape(padded.shape[0], rows * cols, -1)
+    else:
+        bands = padded.unflatten(2, (rows, h)).sum(3, dtype=dtype)  # (B, C, rows, W)
+        sums = bands.unflatten(3, (cols, w)).sum(4).flatten(2).transpose(1, 2)
+    if padded is x:
+        return sums / (h * w)
+    down, across = (
+        (length - torch.arange(count, device=x.device) * side).clamp(max=side)
+        for length, count, side in zip(x.shape[-2:], (rows, cols), region, strict=True)
+    )
+    return sums / (down[:, None] * across).reshape(-1, 1)
+
+
+def routed_regions(q: Tensor, k: Tensor, region: Size, topk: int | None) -> Tensor:
+    """(B, R, topk) int64: the regions that each region attends to, best first; all of them where there are no more."""
+    scores = region_means(q.detach(), region) @ region_means(k.detach(), region).transpose(1, 2)
+    count = scores.shape[-1]
+    return scores.topk(count if topk is None else min(topk, count), dim=-1).indices
+
+
+def bilevel_routing_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
+) -> Tensor:
+    """The equations in the authors' gather form: what a region attends to is gathered element by element."""
+    routes = routed_regions(q, k, region, topk)
+    batch, count, _ = routes.shape
+    rows = routes.flatten(1)[..., None]  # (B, R * topk, 1)
+
+    def gathered(x: Tensor) -> Tensor:
+        regions = to_tokens(pad_to_regions(x, region), region).reshape(batch, count, -1)
+        chosen = regions.gather(1, rows.expand(-1, -1, regions.shape[2]))
+        return chosen.reshape(batch * count, -1, x.shape[1])  # (B * R, topk * T, C)
+
+    return _attend_plainly(q, gathered(k), gathered(v), region, num_heads, scale)
+
+
+def bilevel_routing_attention_indexed(
+    q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
+) -> Tensor:
+    """The same with regions taken whole, by their number in the batch: what other runtimes do fast."""
+    rows = _rows(routed_regions(q, k, region, topk))
+
+    def taken(x: Tensor) -> Tensor:
+        regions = to_tokens(pad_to_regions(x, region), region)  # (B * R, T, C)
+        return regions[rows].reshape(rows.shape[0], -1, x.shape[1])
+
+    return _attend_plainly(q, taken(k), taken(v), region, num_heads, scale)
+
+
+def _rows(routes: Tensor) -> Tensor:
+    """(B, R, topk) numbers in an image -> (B * R, topk) numbers in the batch."""
+    batch, count, topk = routes.shape
+    first = torch.arange(batch, device=routes.device) * count
+    return (routes + first[:, None, None]).reshape(batch * count, topk)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, region: Size, num_heads: int, scale: float) -> Tensor:
+    """Attention of the regions of the map ``q`` to ``k`` (B * R, M, C) and ``v`` (B * R, M, E)."""
+    queries = to_tokens(pad_to_regions(q, region), region)
+    logits = _heads(queries * scale, num_heads) @ _heads(k, num_heads).transpose(2, 3)  # (B * R, heads, T, M)
+    return _whole(logits.softmax(dim=-1) @ _heads(v, num_heads), region, (q.shape[-2], q.shape[-1]))
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, heads * D) -> (B, heads, N, D) without a copy."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _whole(out: Tensor, region: Size, size: Size) -> Tensor:
+    """(B * R, heads, T, D) -> (B, heads * D, H, W), cut to ``size``."""
+    height, width = ((n + side - 1) // side * side for n, side in zip(size, region, strict=True))
+    tokens = out.transpose(1, 2).flatten(2)
+    windows = tokens.transpose(1, 2).unflatten(2, region)
+    whole = from_windows(windows, (height, width))
+    return whole if (height, width) == size else whole[:, :, : size[0], : size[1]]
+
+
+# some regions at a time
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
+    size = (q.shape[-2], q.shape[-1])
+    rows = _rows(routed_regions(q, k, region, topk))
+    queries = to_tokens(pad_to_regions(q, region), region)
+    keys, values = _reader(k, region), _reader(v, region)
+    gathered = rows.shape[1] * queries.shape[1] * (k.shape[1] + v.shape[1])  # elements for one region
+    step = max(1, GATHERED_AT_ONCE // gathered)
+    parts = [
+        F.scaled_dot_product_attention(
+            _heads(some, num_heads), _heads(keys(chosen), num_heads), _heads(values(chosen), num_heads), scale=scale
+        )
+        for some, chosen in zip(queries.split(step), rows.split(step), strict=True)
+    ]
+    return _whole(parts[0] if len(parts) == 1 else torch.cat(parts), region, size)
+
+
+def _reader(x: Tensor, region: Size) -> Callable[[Tensor], Tensor]:
+    """A function from (n, topk) numbers of regions in the batch to their tokens (n, topk * T, C).
+
+    Where the channels of a token are adjacent in memory, tokens are read where they are; otherwise regions are made
+    contiguous first.
+    """
+    channels = x.shape[1]
+    padded = pad_to_regions(x, region)
+    if padded.stride(1) != 1:
+        regions = to_tokens(padded, region).flatten(1)
+        return lambda rows: regions.index_select(0, rows.flatten()).reshape(rows.shape[0], -1, channels)
+    batch, _, height, width = padded.shape
+    places = torch.arange(batch * height * width, device=x.device).reshape(batch, 1, height, width)
+    places = to_tokens(places, region).squeeze(2)  # (B * R, T)
+    tokens = padded.permute(0, 2, 3, 1).flatten(0, 2)
+    return lambda rows: tokens.index_select(0, places[rows].flatten()).reshape(rows.shape[0], -1, channels)
+
+
+def _whole_map(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
+    padded = [pad_to_regions(x, region) for x in (q, k, v)]
+    heads = [_heads(x.flatten(2).transpose(1, 2), num_heads) for x in padded]
+    heads = [x if x.stride(3) == 1 else x.contiguous() for x in heads]
+    out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale)  # (B, heads, N, D)
+    whole = out.transpose(2, 3).flatten(1, 2).unflatten(2, padded[0].shape[2:])
+    return whole[:, :, : q.shape[2], : q.shape[3]]
+
+
+def _whole_map_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
+) -> str | None:
+    count = math.prod(-(-n // side) for n, side in zip(q.shape[-2:], region, strict=True))
+    if topk is not None and topk < count:
+        return f"a region attends to {topk} of {count} regions"
+    return _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
+
+
+def _tiled_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
+) -> str | None:
+    if q.shape[1] != v.shape[1]:
+        return f"value width {v.shape[1]} differs from query width {q.shape[1]}"
+    return None
+
+
+BILEVEL_ROUTING_ATTENTION_OP = Op(
+    "bilevel_routing_attention",
+    bilevel_routing_attention_reference,
+    (Candidate("whole", _whole_map, _whole_map_unsupported), Candidate("tiled", _tiled, _tiled_unsupported)),
+    exported=bilevel_routing_attention_indexed,
+)
+
+
+@register_notrace_function
+def bilevel_routing_attention(
+    q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
+) -> Tensor:
+    """Bi-level routing attention by the fastest implementation that applies; see the module's docstring.
+
+    Args:
+        q, k, v: maps (B, C, H, W), the values of any width.
+        region: (h, w) of a region, tokens.
+        topk: regions that a region attends to; None for all of them.
+        num_heads: heads that the channels are split into.
+        scale: of the logits between tokens.
+    """
+    return BILEVEL_ROUTING_ATTENTION_OP(q, k, v, region, topk, num_heads, scale)
+
+
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: a map of side x side with ``dim`` channels in 7 x 7 regions, routed as in BiFormer.
+
+    Its stages, at sides of 56, 28 and 14, attend to 1, 4 and 16 regions.
+    """
+    maps = torch.randn(1, 3 * dim, side, side).contiguous(memory_format=torch.channels_last).chunk(3, dim=1)
+    topk = min(16, max(1, (56 // side) ** 2))
+    return (*maps, (-(-side // 7),) * 2, topk, heads, dim**-0.5), {}
