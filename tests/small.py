@@ -18,7 +18,7 @@ KINDS = (
     "shvit_s1", "shvit_s1_distilled", "efficientvit_m0", "van_b0", "fcaformer_l1", "fcaformer_l1_dense",
     "poolformer_s12", "poolformerv2_s12", "randformer_s12", "identityformer_s12", "convformer_s18", "caformer_s18",
     "metaformer_pppa_s12_224", "pvt_v2_b0", "pvt_v2_b2_li", "affnet_et",
-    "ravlt_t", "mavit_t",
+    "ravlt_t", "mavit_t", "flowformer",
     "inline_pvt_tiny", "inline_cswin_tiny",
     "biformer_tiny", "biformer_stl_nchw",
 )  # fmt: skip

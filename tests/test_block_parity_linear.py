@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from mixzoo.blocks.mixers import LinearAttention, MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
+from mixzoo.blocks.mixers import (
+    FlowAttention,
+    LinearAttention,
+    MagnitudeAwareAttention,
+    RankAugmentedAttention,
+    RopeAttention,
+)
 from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err
 from torch import Tensor, nn
@@ -22,6 +28,8 @@ MIXERS: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
     "rala": (lambda: RankAugmentedAttention(64, head_dim=32), KeyMap()),
     "mala": (lambda: MagnitudeAwareAttention(64, head_dim=32), KeyMap()),
     "rope_gated_softmax": (lambda: RopeAttention(64, head_dim=32), KeyMap()),
+    "flow_cv": (lambda: FlowAttention(64, num_heads=4), KeyMap()),
+    "flow_core": (lambda: FlowAttention(64, num_heads=4, guard=0.0), KeyMap(rename((r"^proj\.", "out_projection.")))),
     "sla_pvt": (lambda: sla(True), SLA),
     "sla_swin": (lambda: sla(False), SLA),
 }
@@ -29,11 +37,19 @@ MIXERS: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
 
 def load(module: nn.Module, name: str, keys: KeyMap) -> None:
     """Fill ``module`` from the fixture's official state dict; every official tensor must be used."""
-    state = official_state(golden("blocks_linear")[0][name])
+    state = _joined(official_state(golden("blocks_linear")[0][name]))
     own = module.state_dict()
     names = {key: keys.foreign(key) for key in own}
     assert set(names.values()) == set(state)
     module.load_state_dict({key: _shaped(state[theirs], own[key]) for key, theirs in names.items()})
+
+
+def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with separate projections of queries, keys and values, if it has those, in one."""
+    parts = ("query", "key", "value")
+    for leaf in ("weight", "bias") if "query_projection.weight" in state else ():
+        state[f"qkv.{leaf}"] = torch.cat([state.pop(f"{part}_projection.{leaf}") for part in parts])
+    return state
 
 
 def _shaped(tensor: Tensor, like: Tensor) -> Tensor:

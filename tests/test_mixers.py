@@ -33,6 +33,7 @@ SHELLS: dict[str, dict[str, Any]] = {
     "swin": FOUR,
     "deit": {"depth": 2, "dim": 48, "class_token": False},
     "ravlt": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},
+    "flowformer": FOUR | {"num_heads": 4},
     "mavit": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},
     "biformer": FOUR,
     "efficientvit": {"depths": (1, 2, 1), "dims": (32, 48, 64), "num_heads": (2, 2, 2)},

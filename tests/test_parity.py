@@ -23,6 +23,7 @@ FAMILIES = (
     "mavit",
     "inline",
     "biformer",
+    "flowformer",
 )
 HEAVY = ("ravlt_l", "mavit_l", "inline_cswin_base", "biformer_base")  # smaller members run the same code
 FIXTURES = [

@@ -83,7 +83,14 @@ def test_the_deploy_form_takes_every_size(name: str, size: tuple[int, int]) -> N
 
 # tables that belong to a size
 
-BOUND = ("efficientvit_m0", "fcaformer_l1", "randformer_s12", "metaformer_pppa_s12_224", "inline_pvt_tiny")
+BOUND = (
+    "efficientvit_m0",
+    "fcaformer_l1",
+    "randformer_s12",
+    "metaformer_pppa_s12_224",
+    "inline_pvt_tiny",
+    "flowformer",
+)
 
 
 def tables_of(model: nn.Module) -> list[torch.Tensor]:

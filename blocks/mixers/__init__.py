@@ -18,6 +18,7 @@ from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, SeparableConvMixer
 from .cross_window import CrossWindowAttention
+from .flow import FlowAttention
 from .forward_cross import ForwardCrossAttention
 from .frequency import FrequencyFilterMixer
 from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
@@ -42,6 +43,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "cross_window": CrossWindowAttention,
     "depthwise": DepthwiseMixer,
     "enhanced_attention": EnhancedAttention,
+    "flow": FlowAttention,
     "forward_cross": ForwardCrossAttention,
     "frequency_filter": FrequencyFilterMixer,
     "identity": IdentityMixer,
