@@ -23,6 +23,7 @@ from . import (
     deit,
     efficientvit,
     fcaformer,
+    flowformer,
     inline,
     mavit,
     metaformer,
@@ -53,6 +54,7 @@ _MODULES = (
     cswin,
     inline,
     biformer,
+    flowformer,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
