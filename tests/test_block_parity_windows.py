@@ -8,15 +8,19 @@ from functools import partial
 import pytest
 import torch
 from mixzoo.blocks.mixers import Mixer
+from mixzoo.blocks.projection import SplitProjection
 from mixzoo.blocks.stage import BlockSite, MixerChoice, build_block
 from mixzoo.zoo import swin
 from mixzoo.zoo.keys import KeyMap
+from mixzoo.zoo.registry import get_variant
 from support import PARITY, golden, image, official_state, rel_err
 from torch import nn
 
 THIN = 16  # every sixteenth channel of an output is kept
 V1 = partial(Mixer, "window", num_heads=2)
 SWIN = swin.official_keys()
+AGENT = get_variant("agent_pvt_tiny").spec.keys["official"]
+split_agents = partial(Mixer, "agent", num_heads=2, projection=SplitProjection)
 
 
 def block(mixer: Mixer, index: int) -> nn.Module:
@@ -29,6 +33,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], KeyMap, str, str]] = {
     "swin_v1_attn": (lambda: V1()(64, (14, 14), index=0), SWIN, "x.mix.fn.mixer.", "x.attn."),
     "swin_v1_attn_shift": (lambda: V1()(64, (28, 28), index=1), SWIN, "x.mix.fn.mixer.", "x.attn."),
     "swin_v1_block_shift": (lambda: block(V1(), 1), SWIN, "x.", "x."),
+    "agent_attn": (lambda: split_agents()(64, (28, 28)), AGENT, "x.mix.fn.mixer.", "x.attn."),
+    "agent_attn_dense": (
+        lambda: split_agents(agents=4, pooled=(6, 5))(64, (14, 14)),
+        AGENT,
+        "x.mix.fn.mixer.",
+        "x.attn.",
+    ),
 }
 
 

@@ -23,13 +23,13 @@ from ..blocks.stage import MIXER, Branch, Factory, Stage, TokenStage
 from ..blocks.stem import whole_patch_stem
 from ..blocks.tables import PositionEmbedding
 from ..blocks.tokens import ClassToken
-from .keys import KeyMap, Rule, View, flat_grid, linear_shape, rename
+from .keys import KeyMap, Layout, Rule, View, flat_grid, linear_shape, rename
 from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, resolve_mixer
 
 block_norm: Factory = partial(LayerNorm2d, eps=1e-6)
 
 
-def official_keys(*first: Rule, views: Sequence[View] = (), class_token: bool = True) -> KeyMap:
+def official_keys(*first: Rule, views: Sequence[View | Layout] = (), class_token: bool = True) -> KeyMap:
     """The official names of the layout.
 
     Args:

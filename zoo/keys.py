@@ -35,6 +35,15 @@ class View:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Tensors whose foreign key matches ``pattern`` have another order of axes there: functions both ways."""
+
+    pattern: str
+    to_foreign: Callable[[Tensor], Tensor]
+    from_foreign: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """Our keys to those of another code base.
 
@@ -48,7 +57,7 @@ class KeyMap:
     """
 
     rules: tuple[Rule, ...] = ()
-    views: tuple[View, ...] = ()
+    views: tuple[View | Layout, ...] = ()
     dropped: tuple[str, ...] = field(default_factory=tuple)
 
     def foreign(self, key: str) -> str:
@@ -67,22 +76,26 @@ class KeyMap:
 
     def reshapes(self, foreign_key: str) -> bool:
         """Whether a foreign key's tensor has another shape than ours."""
-        return self._view(foreign_key) is not None
+        return isinstance(self._view(foreign_key), View)
 
     def to_foreign(self, foreign_key: str, tensor: Tensor) -> Tensor:
         """Our ``tensor`` in the foreign shape."""
         view = self._view(foreign_key)
         if view is None:
             return tensor
+        if isinstance(view, Layout):
+            return view.to_foreign(tensor).contiguous()
         tensor = tensor.reshape(tuple(view.shape(tensor)))
         return tensor.transpose(-1, -2).contiguous() if view.transposed else tensor
 
     def from_foreign(self, foreign_key: str, tensor: Tensor) -> Tensor:
         """A foreign ``tensor`` in our element order, in a shape of the foreign kind."""
         view = self._view(foreign_key)
+        if isinstance(view, Layout):
+            return view.from_foreign(tensor)
         return tensor.transpose(-1, -2) if view is not None and view.transposed and tensor.ndim > 1 else tensor
 
-    def _view(self, foreign_key: str) -> View | None:
+    def _view(self, foreign_key: str) -> View | Layout | None:
         return next((view for view in self.views if re.search(view.pattern, foreign_key)), None)
 
 

@@ -40,7 +40,7 @@ def find_models(pattern: str = "", family: str = "", mixer: str = "") -> list[Va
     found = [
         v
         for v in VARIANTS.values()
-        if fnmatch.fnmatch(v.name, glob) and family in ("", v.family) and (not mixer or mixer in v.mixers)
+        if fnmatch.fnmatch(v.name, glob) and family in ("", v.family) and (not mixer or mixer in _used(v))
     ]
     if not found:
         raise NothingFoundError("No model passes this filter: `mixzoo list` without one shows them all.")
@@ -60,7 +60,12 @@ def expand(names: Sequence[str]) -> list[str]:
 
 def _mixers() -> list[str]:
     """Every mixer that can be asked for: the registered ones and those that only some family has."""
-    return sorted({*MIXERS, *(m for v in VARIANTS.values() for m in v.mixers)})
+    return sorted({*MIXERS, *(m for v in VARIANTS.values() for m in _used(v))})
+
+
+def _used(variant: Variant) -> list[str]:
+    """The mixers of a variant, each once, in the order of their stages; a stage may have two ("agent+window")."""
+    return list(dict.fromkeys(name for names in variant.mixers for name in names.split("+")))
 
 
 def summary(variant: Variant) -> Record:
@@ -68,7 +73,7 @@ def summary(variant: Variant) -> Record:
     return {
         "name": variant.name,
         "family": variant.family,
-        "mixers": list(dict.fromkeys(m for m in variant.mixers if m != "none")),
+        "mixers": [m for m in _used(variant) if m != "none"],
         "params_m": variant.params_m,
         "macs_g": variant.macs_g,
         "resolution": variant.resolution,

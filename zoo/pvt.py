@@ -29,7 +29,7 @@ from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.stage import MIXER, Branch, Factory
 from ..blocks.stem import patch_stem
 from ..blocks.tables import PositionEmbedding
-from .keys import KeyMap, Rule, View, flat_grid, linear_shape, rename
+from .keys import KeyMap, Layout, Rule, View, flat_grid, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer
 
 block_norm: Factory = partial(LayerNorm2d, eps=1e-6)
@@ -51,7 +51,7 @@ _LINEARS = View(r"(attn\.(q|kv|proj)|mlp\.fc[12])\.weight$", linear_shape)
 _TABLES = View(r"^pos_embed\d$", flat_grid, transposed=True)
 
 
-def official_keys(*first: Rule, views: Sequence[View] = ()) -> KeyMap:
+def official_keys(*first: Rule, views: Sequence[View | Layout] = ()) -> KeyMap:
     """The official names of both layouts.
 
     Args:

@@ -21,7 +21,7 @@ from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.stage import MIXER, Branch, Factory, Parts
 from ..blocks.stem import whole_patch_stem
-from .keys import KeyMap, Rule, View, flat_grid, linear_shape, rename
+from .keys import KeyMap, Layout, Rule, View, flat_grid, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, resolve_mixer
 
 block_norm: Factory = partial(LayerNorm2d, eps=1e-5)
@@ -45,7 +45,7 @@ LAYOUT_VIEWS = (
 )
 
 
-def official_keys(*first: Rule, views: Sequence[View] = ()) -> KeyMap:
+def official_keys(*first: Rule, views: Sequence[View | Layout] = ()) -> KeyMap:
     """The official names of the layout.
 
     Args:

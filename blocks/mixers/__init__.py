@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..geometry import Size
+from .agent import AgentAttention
 from .attention import Attention
 from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
@@ -37,6 +38,7 @@ from .window import WindowAttention
 MixerFactory = Callable[..., nn.Module]
 
 MIXERS: dict[str, type[nn.Module]] = {
+    "agent": AgentAttention,
     "attention": Attention,
     "bilevel_routing": BiLevelRoutingAttention,
     "cascaded_group": CascadedGroupAttention,

@@ -39,6 +39,7 @@ class WindowAttention(nn.Module):
 
     per_block = True
     undecayed = ("bias.table",)  # parameters trained without weight decay
+    input_layers = ("qkv",)  # take the affine map of a norm before the mixer, when the model is folded
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(
