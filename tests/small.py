@@ -21,6 +21,7 @@ KINDS = (
     "ravlt_t", "mavit_t", "flowformer",
     "inline_pvt_tiny", "inline_cswin_tiny",
     "biformer_tiny", "biformer_stl_nchw",
+    "ravlt_t", "mavit_t", "agent_swin_tiny",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32
@@ -38,11 +39,14 @@ def make(name: str, **options: Any) -> nn.Module:
 
 
 def shallow(name: str, dense: bool = False, **options: Any) -> Backbone:
-    """``name`` in evaluation mode with filled weights, float32, with a block per stage, or two to hand tokens across.
+    """``name`` in evaluation mode with filled weights, float32, with a block per stage, or two to hand tokens across
+    or to shift windows.
 
     With ``dense``, it has what it has for `features_only` too.
     """
-    return copy.deepcopy(_shallow(name, 2 if "fcaformer" in name else 1, dense, tuple(options.items())))
+    return copy.deepcopy(
+        _shallow(name, 2 if "fcaformer" in name or "swin" in name else 1, dense, tuple(options.items()))
+    )
 
 
 @cache

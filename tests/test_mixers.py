@@ -31,6 +31,7 @@ SHELLS: dict[str, dict[str, Any]] = {
     "cswin": FOUR,
     "inline": FOUR | {"num_heads": (1, 1, 2, 2)},
     "swin": FOUR,
+    "agent": FOUR,
     "deit": {"depth": 2, "dim": 48, "class_token": False},
     "ravlt": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},
     "flowformer": FOUR | {"num_heads": 4},

@@ -9,6 +9,7 @@ import mixzoo
 import pytest
 import timm
 import torch
+from mixzoo.blocks.mixers import Blockwise, Mixer
 from mixzoo.blocks.tokens import TokenPool, pack_tokens, unpack_tokens
 from mixzoo.zoo.errors import MixzooError
 from mixzoo.zoo.fill import fill_
@@ -24,9 +25,13 @@ from torchvision.models.feature_extraction import create_feature_extractor
 EQUAL = TOLERANCE[torch.float64]
 
 
-def deit(**options: Any) -> Any:
+MIXERS = {"attention": None, "agent": ["agent"], "both": [Blockwise(Mixer("agent", agents=2), Mixer("attention"), 2)]}
+every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+
+
+def deit(mixer: str = "attention", **options: Any) -> Any:
     """A small DeiT with a class token and filled weights, float64."""
-    options = {"depth": 3, "dim": 64, "num_classes": 7, "img_size": 64, **options}
+    options = {"depth": 3, "dim": 64, "num_classes": 7, "img_size": 64, "mixers": MIXERS[mixer], **options}
     return fill_(mixzoo.create_model("deit", **options).double()).eval()
 
 
@@ -51,9 +56,10 @@ def test_timm_agrees() -> None:
         assert rel_err(ours.forward_intermediates(x, norm=True, intermediates_only=True)[0], theirs_map) < EQUAL
 
 
+@every_mixer
 @pytest.mark.parametrize("size", ((32, 32), (33, 47), (64, 160)), ids=str)
-def test_any_size(size: tuple[int, int]) -> None:
-    model = deit()
+def test_any_size(size: tuple[int, int], mixer: str) -> None:
+    model = deit(mixer)
     x = image((2, 3, *size))
     with torch.no_grad():
         out = model(x)
@@ -68,11 +74,14 @@ def test_any_size(size: tuple[int, int]) -> None:
         assert rel_err(getter, feature) < EQUAL
 
 
+@every_mixer
 @pytest.mark.parametrize("size", (96, (64, 160)), ids=str)
-def test_tables_follow_the_size(size: int | tuple[int, int]) -> None:
-    model = deit()
-    built = deit(img_size=size)
-    built.load_state_dict(to_official(model))
+def test_tables_follow_the_size(size: int | tuple[int, int], mixer: str) -> None:
+    model = deit(mixer)
+    built = deit(mixer, img_size=size)
+    built.load_state_dict(model.state_dict())
+    if mixer == "attention":
+        built.load_state_dict(to_official(model))
     moved = copy.deepcopy(model)
     moved.set_input_size(size)
     x = image((1, 3, *built.img_size))
@@ -80,20 +89,23 @@ def test_tables_follow_the_size(size: int | tuple[int, int]) -> None:
         assert rel_err(built(x), model(x)) < EQUAL and rel_err(moved(x), model(x)) < EQUAL
 
 
-def test_everything_takes_part_and_checkpointing_agrees() -> None:
+@every_mixer
+def test_everything_takes_part_and_checkpointing_agrees(mixer: str) -> None:
     gradients = []
     for enable in (False, True):
-        model = deit(drop_path_rate=0.0).train()
+        model = deit(mixer).train()
         model.set_grad_checkpointing(enable)
-        model(image((2, 3, 64, 64))).square().mean().backward()
+        tokens = model.forward_features(image((2, 3, 64, 64)))
+        (model.forward_head(tokens).square().mean() + tokens.pow(3).mean()).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
     assert all(g is not None and bool(g.abs().max() > 0) for n, g in gradients[0].items())
     assert all(rel_err(gradients[1][n], g) < 1e-6 for n, g in gradients[0].items() if g.abs().max() > 1e-6)
     assert {f"stages.0.position.{n}" for n in ("token", "position", "table")} <= model.no_weight_decay()
 
 
-def test_graphs() -> None:
-    model = deit()
+@every_mixer
+def test_graphs(mixer: str) -> None:
+    model = deit(mixer)
     x = image((2, 3, 64, 96))
     with torch.no_grad():
         wanted = model(x)

@@ -18,8 +18,12 @@ def test_published_parameters_and_maps(name: str) -> None:
     assert count == pytest.approx(variant.params_m, abs=6e-4)
     cfg = model.pretrained_cfg
     assert cfg["input_size"] == (3, variant.resolution, variant.resolution)
-    features = model.forward_features(torch.empty(1, *cfg["input_size"], device="meta"))
-    assert tuple(features.shape[-2:]) == cfg["pool_size"]
+    x = torch.empty(1, *cfg["input_size"], device="meta")
+    (last,) = model.forward_intermediates(x, indices=1, intermediates_only=True)
+    assert tuple(last.shape[-2:]) == cfg["pool_size"]
+    prefix, positions = variant.spec.stages[-1].prefix, last.shape[2] * last.shape[3]
+    tokens = (1, prefix + positions, model.num_features)
+    assert model.forward_features(x).shape == (tokens if prefix else last.shape)
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3
 
 
