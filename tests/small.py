@@ -21,7 +21,7 @@ KINDS = (
     "ravlt_t", "mavit_t", "flowformer",
     "inline_pvt_tiny", "inline_cswin_tiny",
     "biformer_tiny", "biformer_stl_nchw",
-    "ravlt_t", "mavit_t", "agent_swin_tiny",
+    "agent_swin_tiny",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32

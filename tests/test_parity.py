@@ -24,9 +24,9 @@ FAMILIES = (
     "inline",
     "biformer",
     "flowformer",
+    "agent",
 )
 HEAVY = ("ravlt_l", "mavit_l", "inline_cswin_base", "biformer_base")  # smaller members run the same code
-FAMILIES = ("metaformer", "efficientvit", "shvit", "van", "fcaformer", "pvt", "affnet", "ravlt", "mavit", "agent")
 HEAVY = ("ravlt_l", "mavit_l")  # smaller members run the same code
 FIXTURES = [
     pytest.param(f, n, marks=pytest.mark.full if n in HEAVY else ())

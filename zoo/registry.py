@@ -18,6 +18,7 @@ from torch import nn
 from ..blocks.deploy import redeploy
 from . import (
     affnet,
+    agent,
     biformer,
     cswin,
     deit,
@@ -34,7 +35,6 @@ from . import (
     van,
     weights,
 )
-from . import affnet, agent, deit, efficientvit, fcaformer, mavit, metaformer, pvt, ravlt, shvit, swin, van, weights
 from .download import fetch
 from .errors import CheckpointError, DeployFormError, MixzooError, UnknownModelError, UnknownNameError
 from .shell import Backbone, factory
@@ -56,8 +56,8 @@ _MODULES = (
     inline,
     biformer,
     flowformer,
+    agent,
 )
-_MODULES = (metaformer, efficientvit, shvit, van, fcaformer, pvt, swin, affnet, deit, ravlt, mavit, agent)
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
 _SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")
