@@ -6,10 +6,9 @@ and padding, do not see one another.
 
 Shapes: qkv (B, 3C, H, W), queries, keys and values in this order, each heads * D channels; bias (heads, N, N), query
 times key, N = h * w positions of a window; result (B, C, H, W). H and W are any.
-Time O(H W N C). Memory O(H W (C + heads N)) for the reference, which holds the logits, and O(H W C) for the fused
-candidate. Masks are made per axis of the map by the reference, (H / h) N^2 numbers, and per kind of window by the
-candidate, which calls `scaled_dot_product_attention` on windows that mask alike: inner ones, last row, last column,
-corner. Source: Liu et al., arXiv:2103.14030.
+Time O(H W N C). Memory O(H W (C + heads N)) for the reference, which holds the logits and a mask for each window, and
+O(H W C) for the fused candidate, which calls `scaled_dot_product_attention` on windows that mask alike: inner ones,
+last row, last column, corner. Source: Liu et al., arXiv:2103.14030.
 """
 
 from __future__ import annotations
@@ -67,10 +66,9 @@ def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
     )
     rows = rows.repeat_interleave(w, dim=1).repeat_interleave(w, dim=2)  # (rows, N, N)
     cols = cols.repeat(1, h, h)  # (columns, N, N)
+    masks = torch.minimum(rows[:, None], cols[None]).flatten(0, 1)  # (rows * columns, N, N)
     shape = logits.shape
-    logits = logits.reshape(-1, cols.shape[0], heads, *shape[2:]) + cols[:, None]
-    logits = logits.reshape(-1, rows.shape[0], cols.shape[0] * heads, *shape[2:]) + rows[:, None]
-    return logits.reshape(shape)
+    return (logits.reshape(-1, masks.shape[0], heads, *shape[2:]) + masks[:, None]).reshape(shape)
 
 
 def _whole(out: Tensor, rolled: Tensor, window: Size, shift: Size, size: Size) -> Tensor:
@@ -89,12 +87,21 @@ def _fused(
     for top, bottom, row_mask in _bands(qkv, 0, window, shift):
         band, parts = rolled[:, :, top:bottom], []
         for left, right, col_mask in _bands(qkv, 1, window, shift):
-            masks = [m for m in (bias, row_mask, col_mask) if m is not None]
-            mask = sum(masks[1:], masks[0]).to(qkv.dtype) if masks else None
+            mask = _with_bias(_either(row_mask, col_mask), bias, qkv.dtype)
             parts.append(_attend(band[..., left:right], num_heads, window, scale, mask))
         bands.append(torch.cat(parts, dim=3) if len(parts) > 1 else parts[0])
     out = cyclic_shift(torch.cat(bands, dim=2) if len(bands) > 1 else bands[0], (-shift[0], -shift[1]))
     return out[:, :, :height, :width]
+
+
+def _either(rows: Tensor | None, cols: Tensor | None) -> Tensor | None:
+    """What is separate along one axis is separate, and not more so along both: with logits beyond 100 it matters."""
+    return torch.minimum(rows, cols) if rows is not None and cols is not None else (cols if rows is None else rows)
+
+
+def _with_bias(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    both = mask + bias if mask is not None and bias is not None else (bias if mask is None else mask)
+    return None if both is None else both.to(dtype)
 
 
 def _bands(qkv: Tensor, axis: int, window: Size, shift: Size) -> list[tuple[int, int, Tensor | None]]:

@@ -22,6 +22,7 @@ KINDS = (
     "inline_pvt_tiny", "inline_cswin_tiny",
     "biformer_tiny", "biformer_stl_nchw",
     "agent_swin_tiny",
+    "slab_pvt_v2_b0", "slab_swin_t",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32

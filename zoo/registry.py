@@ -31,6 +31,7 @@ from . import (
     pvt,
     ravlt,
     shvit,
+    slab,
     swin,
     van,
     weights,
@@ -57,6 +58,7 @@ _MODULES = (
     biformer,
     flowformer,
     agent,
+    slab,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}

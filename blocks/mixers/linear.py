@@ -122,6 +122,7 @@ class LinearAttention(nn.Module):
         else:
             self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
         self.split_queries = split_queries
+        self.input_layers = ("q", "kv") if split_queries else ("qkv",)  # take the affine map of a norm before them
         features, self.kind = LEARNED.get(kind, (None, kind))
         resolve_kind(self.kind)
         self.features = features(dim, heads) if features else None

@@ -10,6 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ...kernels import attention
+from ..affine import affine_after, batch_norm_affine
 from ..geometry import Size, num_heads_for, pad_to_least
 from ..pooling import adaptive_avg_pool
 from .attention import join_heads, split_heads
@@ -52,6 +53,15 @@ class StridedReduction(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(pad_to_least(x, (self.ratio, self.ratio)))
+
+    def folded(self) -> nn.Module:
+        """The same with a batch norm taken into the convolution."""
+        conv, norm = self
+        if isinstance(norm, nn.BatchNorm2d):
+            assert isinstance(conv, nn.Conv2d)
+            affine_after(conv, *batch_norm_affine(norm))
+            self[1] = nn.Identity()
+        return self
 
 
 class PooledReduction(nn.Sequential):
