@@ -27,12 +27,13 @@ def strided_conv(
     padding: int = 1,
     pre_norm: Factory | None = None,
     post_norm: Factory | None = None,
+    bias: bool = True,
 ) -> nn.Sequential:
-    """A strided convolution with bias, and a norm before or after it."""
+    """A strided convolution, and a norm before or after it."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if pre_norm:
         layers["norm"] = pre_norm(dim)
-    layers["conv"] = nn.Conv2d(dim, out_dim, kernel_size, stride, padding)
+    layers["conv"] = nn.Conv2d(dim, out_dim, kernel_size, stride, padding, bias=bias)
     if post_norm:
         layers["norm"] = post_norm(out_dim)
     return nn.Sequential(layers)

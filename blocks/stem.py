@@ -46,6 +46,19 @@ def _whole_patch_stem(in_chans: int, dim: int, side: int, norm: Factory | None) 
     return nn.Sequential(OrderedDict(pad=PadToPatches(side), **dict(conv.named_children())))
 
 
+def double_conv_stem(norm: Factory) -> StemFactory:
+    """Two 3x3 stride-2 convolutions with nothing between them, the first half as wide, then ``norm``: stride 4.
+
+    Source: NAT, arXiv:2204.07143.
+    """
+    return partial(_double_conv_stem, norm=norm)
+
+
+def _double_conv_stem(in_chans: int, dim: int, norm: Factory) -> nn.Module:
+    conv1, conv2 = nn.Conv2d(in_chans, dim // 2, 3, 2, 1), nn.Conv2d(dim // 2, dim, 3, 2, 1)
+    return nn.Sequential(OrderedDict(conv1=conv1, conv2=conv2, norm=norm(dim)))
+
+
 _conv_bn = partial(conv_norm, kernel_size=3, stride=2)
 
 

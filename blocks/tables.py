@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,9 +65,7 @@ class RelativeBias(GridModule):
         self.register_buffer("index", offset_index(grid), persistent=False)
 
     def forward(self, size: Size) -> Tensor:
-        if size == self.grid:
-            return self.table.flatten(1)[:, self.index]
-        return resize_table(self.table, size).flatten(1)[:, offset_index(size, self.table.device)]
+        return self.table.flatten(1)[:, self.index] if size == self.grid else grid_bias(self.table, size)
 
     def folded(self) -> nn.Module:
         return FixedRelativeBias(self)
@@ -108,22 +107,66 @@ class SignedRelativeBias(GridModule):
         return self.table.flatten(1)[:, signed_offset_index(window, size, self.table.device)]
 
 
+@register_notrace_module
+class SignedGridBias(GridModule):
+    """Attention bias over a whole map by signed offset, key minus query (ViT with relative biases, arXiv:2209.15001).
+
+    One learned value per head and offset: a (heads, 2h - 1, 2w - 1) table for a map of ``grid``. ``forward(size)``
+    gives (heads, N, N), query times key, N = h * w; at a size other than ``grid`` the table is resized bicubically.
+
+    Args:
+        num_heads: number of heads.
+        grid: (h, w) of the map the table is made for.
+    """
+
+    grid_tables = ("table",)
+
+    def __init__(self, num_heads: int, grid: Size) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.zeros(num_heads, 2 * grid[0] - 1, 2 * grid[1] - 1))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, size: Size) -> Tensor:
+        return signed_grid_bias(self.table, size)
+
+    def folded(self) -> nn.Module:
+        return FixedRelativeBias(self, signed_grid_bias)
+
+
+def signed_grid_bias(table: Tensor, size: Size) -> Tensor:
+    """(heads, N, N) bias of an h x w map from a table of any map, resized bicubically; see `SignedGridBias`."""
+    sides = (2 * size[0] - 1, 2 * size[1] - 1)
+    index = signed_offset_index(size, sides, table.device).t()
+    return resize_table(table, sides).flatten(1)[:, index]
+
+
+def grid_bias(table: Tensor, size: Size) -> Tensor:
+    """(heads, N, N) bias of an h x w map from a table of any map, resized bicubically; see `RelativeBias`."""
+    return resize_table(table, size).flatten(1)[:, offset_index(size, table.device)]
+
+
 class FixedRelativeBias(nn.Module):
-    """`RelativeBias` with the (heads, N, N) bias of its own grid computed beforehand."""
+    """A bias whose (heads, N, N) values for its own grid are computed beforehand.
+
+    Args:
+        source: the learned bias.
+        expand: gives the values for another size from the table.
+    """
 
     table: Tensor
     expanded: Tensor
 
-    def __init__(self, source: RelativeBias) -> None:
+    def __init__(
+        self, source: RelativeBias | SignedGridBias, expand: Callable[[Tensor, Size], Tensor] = grid_bias
+    ) -> None:
         super().__init__()
-        self.grid = source.grid
+        self.grid, self.expand = source.grid, expand
         self.register_buffer("table", source.table.detach().clone())
         self.register_buffer("expanded", source(source.grid).detach().clone(), persistent=False)
 
     def forward(self, size: Size) -> Tensor:
-        if size == self.grid:
-            return self.expanded
-        return resize_table(self.table, size).flatten(1)[:, offset_index(size, self.table.device)]
+        return self.expanded if size == self.grid else self.expand(self.table, size)
 
 
 @register_notrace_module

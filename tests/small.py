@@ -23,13 +23,17 @@ KINDS = (
     "biformer_tiny", "biformer_stl_nchw",
     "agent_swin_tiny",
     "slab_pvt_v2_b0", "slab_swin_t",
+    "dinat_mini", "dinat_isotropic_small",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32
+ISOTROPIC = ("dinat_isotropic_small",)  # one stage at stride 16
 
 
 def reductions(name: str) -> list[int]:
     """Strides of the maps after each stage."""
+    if name in ISOTROPIC:
+        return [16]
     first, last = (16, 64) if name in FROM_SIXTEEN else (2 if name in FROM_TWO else 4, 32)
     return [2**n for n in range(first.bit_length() - 1, last.bit_length())]
 

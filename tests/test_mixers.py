@@ -38,6 +38,7 @@ SHELLS: dict[str, dict[str, Any]] = {
     "flowformer": FOUR | {"num_heads": 4},
     "mavit": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},
     "biformer": FOUR,
+    "nat": FOUR,
     "efficientvit": {"depths": (1, 2, 1), "dims": (32, 48, 64), "num_heads": (2, 2, 2)},
     "affnet": {"depths": (0, 1, 1, 2, 1), "dims": (8, 16, 16, 32, 48)},
 }

@@ -26,8 +26,16 @@ FAMILIES = (
     "flowformer",
     "agent",
     "slab",
+    "nat",
 )
-HEAVY = ("ravlt_l", "mavit_l", "inline_cswin_base", "biformer_base")  # smaller members run the same code
+HEAVY = (  # smaller members run the same code
+    "ravlt_l",
+    "mavit_l",
+    "inline_cswin_base",
+    "biformer_base",
+    "dinat_s_base",
+    "nat_base",
+)
 FROZEN = ("mixer.weight", ".unused")  # RandFormer's matrices, and what the authors' code never reads
 FIXTURES = [
     pytest.param(f, n, marks=pytest.mark.full if n in HEAVY else ())

@@ -28,6 +28,7 @@ from . import (
     inline,
     mavit,
     metaformer,
+    nat,
     pvt,
     ravlt,
     shvit,
@@ -59,6 +60,7 @@ _MODULES = (
     flowformer,
     agent,
     slab,
+    nat,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..geometry import Size
 from .agent import AgentAttention
-from .attention import Attention
+from .attention import Attention, RelativeAttention
 from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, SeparableConvMixer
@@ -27,6 +27,7 @@ from .identity import IdentityMixer
 from .inline import InLineAttention
 from .large_kernel import LargeKernelAttention
 from .linear import LinearAttention
+from .neighborhood import NeighborhoodAttention
 from .pool import PoolMixer
 from .random import RandomMixer, SpatialLinearMixer
 from .single_head import SingleHeadAttention
@@ -53,10 +54,12 @@ MIXERS: dict[str, type[nn.Module]] = {
     "large_kernel": LargeKernelAttention,
     "linear": LinearAttention,
     "mala": MagnitudeAwareAttention,
+    "neighborhood": NeighborhoodAttention,
     "pool": PoolMixer,
     "pooled_attention": PooledAttention,
     "rala": RankAugmentedAttention,
     "random": RandomMixer,
+    "relative_attention": RelativeAttention,
     "rope_attention": RopeAttention,
     "sepconv": SeparableConvMixer,
     "single_head": SingleHeadAttention,

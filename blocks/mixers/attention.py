@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import attention
 from ..geometry import Size, num_heads_for
+from ..tables import SignedGridBias
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -57,3 +59,33 @@ class Attention(nn.Module):
         heads = self.num_heads
         out = attention(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), self.scale)
         return self.proj(join_heads(out, x))
+
+
+@register_notrace_module
+class RelativeAttention(nn.Module):
+    """Softmax self-attention with a learned bias by signed offset: (B, C, H, W) -> (B, C, H, W), O(N^2 C).
+
+    The table of biases is resized bicubically for maps that are not ``grid``. Source: ViT with relative position
+    biases, arXiv:2209.15001.
+
+    Args:
+        dim: channels.
+        grid: (h, w) of the map at the model's ``img_size``.
+        head_dim: wanted width of a head, as in `Attention`.
+    """
+
+    undecayed = ("bias.table",)  # parameters trained without weight decay
+    input_layers = ("qkv",)  # take the affine map of a norm before the mixer, when the model is folded
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
+
+    def __init__(self, dim: int, grid: Size, head_dim: int = 32) -> None:
+        super().__init__()
+        self.num_heads = num_heads_for(dim, head_dim)
+        self.scale = (dim // self.num_heads) ** -0.5
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.bias = SignedGridBias(self.num_heads, grid)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1))
+        return self.proj(join_heads(attention(q, k, v, self.scale, self.bias((x.shape[-2], x.shape[-1]))), x))
