@@ -203,6 +203,12 @@ class FusionStage(Stage):
 class TokenStage(Stage):
     """A stage with class tokens: (B, C, H, W) -> packed (B, C', prefix + N, 1); ``position`` packs (`ClassToken`)."""
 
+    def __init__(
+        self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module, position: nn.Module | None = None
+    ) -> None:
+        super().__init__(downsample, blocks, norm, position)
+        self.blocks = nn.ModuleList(blocks)  # no chain: the size passes beside the map
+
     def forward(self, x: Tensor) -> Tensor:
         return self._packed(self.downsample(x))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mixzoo.zoo.errors import MixzooError
 from mixzoo.zoo.registry import VARIANTS
-from small import ISOTROPIC, KINDS, images, make, reductions, shallow
+from small import ISOTROPIC, KINDS, TOKENS, images, make, reductions, shallow
 from support import rel_err
 from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules, group_parameters
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet
@@ -86,7 +86,9 @@ def test_default_cfg_tells_the_truth(name: str) -> None:
         assert all(f"{head}.weight" in state for head in heads) and f"{cfg['first_conv']}.weight" in state
         assert model.num_classes == cfg["num_classes"] and model.in_chans == cfg["input_size"][0]
         last = model.forward_features(x)
-        assert last.shape == (1, model.num_features, *cfg["pool_size"])
+        height, width = cfg["pool_size"]
+        packed = (1, 1 + height * width, model.num_features)
+        assert last.shape == (packed if name in TOKENS else (1, model.num_features, height, width))
         assert model.forward_head(last, pre_logits=True).shape == (1, model.head_hidden_size)
         assert model.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
@@ -197,7 +199,7 @@ EXTRACTORS = {"list": FeatureListNet, "dict": FeatureDictNet, "hook": FeatureHoo
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
-@pytest.mark.parametrize("name", [k for k in KINDS if k not in ("shvit_s1_distilled", "identityformer_s12")])
+@pytest.mark.parametrize("name", [k for k in KINDS if k not in ("shvit_s1_distilled", "identityformer_s12", *TOKENS)])
 def test_every_extractor_of_timm_gives_the_same_maps(name: str, extractor: str) -> None:
     x = images(1, 3, 64, 64)
     model = shallow(name)
@@ -222,10 +224,16 @@ def test_extractors_come_by_name(extractor: str) -> None:
 
 
 @pytest.mark.parametrize("feature_cls", ("list", "dict", "hook", "fx"))
-def test_maps_with_necks_come_from_the_getter_alone(feature_cls: str) -> None:
-    """The necks run beside the stages, where timm's other extractors would miss them without a word."""
+@pytest.mark.parametrize("name", ("fcaformer_l1_dense", *TOKENS))
+def test_maps_made_beside_the_stages_come_from_the_getter_alone(name: str, feature_cls: str) -> None:
+    """Necks run beside the stages, and class tokens come with maps: timm's other extractors would miss that."""
     with pytest.raises(MixzooError, match="getter"):
-        features("fcaformer_l1_dense", feature_cls=feature_cls)
+        features(name, feature_cls=feature_cls)
+
+
+def positions(last: Tensor, like: Tensor) -> Tensor:
+    """The map in what `forward_features` gives: ``last`` itself, or without the class token that comes first."""
+    return last if last.ndim == 4 else last[:, 1:].transpose(1, 2).unflatten(2, like.shape[2:])
 
 
 @pytest.mark.parametrize("name", [k for k in KINDS if k not in ISOTROPIC])
@@ -239,7 +247,7 @@ def test_forward_intermediates(name: str) -> None:
         assert torch.equal(last, model.forward_features(x))
         assert [m.shape[1] for m in maps] == info.channels()
         only = model.forward_intermediates(x, indices=[0, count - 1], norm=True, intermediates_only=True)
-        assert torch.equal(only[0], maps[0]) and torch.equal(only[1], last)
+        assert torch.equal(only[0], maps[0]) and torch.equal(only[1], positions(last, only[1]))
         final = model.forward_intermediates(x, indices=1, intermediates_only=True)
         assert len(final) == 1 and torch.equal(final[0], maps[-1])
         assert torch.equal(model.forward_intermediates(x, indices=[-2], intermediates_only=True)[0], maps[-2])

@@ -23,7 +23,7 @@ from torch import nn
 
 EQUAL = TOLERANCE[torch.float64]
 SIZES = ((32, 32), (33, 47), (64, 160), (193, 257))
-FLOOR_PATCHES = ("flowformer", "inline_pvt", "biformer_stl")
+FLOOR_PATCHES = ("flowformer", "inline_pvt", "biformer_stl", "pvt_tiny")
 FLOOR_STEM = ("inline_cswin", "poolformer", "randformer", "identityformer", "convformer", "caformer", "metaformer")
 every_kind = pytest.mark.parametrize("name", KINDS)
 every_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -87,6 +87,7 @@ BOUND = (
     "flowformer",
     "agent_swin_tiny",
     "vitrpb_small",
+    "pvt_tiny",
 )
 
 

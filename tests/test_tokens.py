@@ -9,7 +9,7 @@ import mixzoo
 import pytest
 import timm
 import torch
-from mixzoo.blocks.mixers import Blockwise, Mixer
+from mixzoo.blocks.mixers import MIXERS, Blockwise, Mixer
 from mixzoo.blocks.tokens import TokenPool, pack_tokens, unpack_tokens
 from mixzoo.zoo.errors import MixzooError
 from mixzoo.zoo.fill import fill_
@@ -23,15 +23,13 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 EQUAL = TOLERANCE[torch.float64]
-
-
-MIXERS = {"attention": None, "agent": ["agent"], "both": [Blockwise(Mixer("agent", agents=2), Mixer("attention"), 2)]}
-every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+CHOICES = {"attention": None, "agent": ["agent"], "both": [Blockwise(Mixer("agent", agents=2), Mixer("attention"), 2)]}
+every_mixer = pytest.mark.parametrize("mixer", CHOICES)
 
 
 def deit(mixer: str = "attention", **options: Any) -> Any:
     """A small DeiT with a class token and filled weights, float64."""
-    options = {"depth": 3, "dim": 64, "num_classes": 7, "img_size": 64, "mixers": MIXERS[mixer], **options}
+    options = {"depth": 3, "dim": 64, "num_classes": 7, "img_size": 64, "mixers": CHOICES[mixer], **options}
     return fill_(mixzoo.create_model("deit", **options).double()).eval()
 
 
@@ -128,6 +126,29 @@ def test_mixers_that_know_no_token_are_refused() -> None:
     assert "deit" in FAMILIES
     with pytest.raises(ValueError, match="'token', 'avg'"):
         TokenPool("catavgmax", 1)
+
+
+@pytest.mark.parametrize("mixer", [m for m, cls in MIXERS.items() if getattr(cls, "takes_prefix", False)])
+def test_every_mixer_that_knows_tokens_looks_at_them(mixer: str) -> None:
+    model = deit(mixers=[mixer])
+    x = image((2, 3, 47, 65))
+    with torch.no_grad():
+        out = model(x)
+        assert rel_err(model(x[:1]), out[:1]) < EQUAL < rel_err(out[1:], out[:1])
+        assert rel_err(mixzoo.deploy(model)(x), out) < EQUAL
+        program = torch.export.export(model, (x,))
+        assert rel_err(program.module()(x), out) < EQUAL
+        last = model.forward_features(x)
+        model.stages[0].position.token.mul_(-1)
+        assert rel_err(model.forward_features(x)[:, 1:], last[:, 1:]) > 1e-6
+    model.train()(x).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_one_block_folds_too() -> None:
+    model, x = deit(depth=1), image((2, 3, 64, 64))
+    with torch.no_grad():
+        assert rel_err(mixzoo.deploy(model)(x), model(x)) < EQUAL
 
 
 def test_packing_comes_back() -> None:

@@ -1,10 +1,12 @@
-"""InLine: linear attention whose weights sum to one, in the layouts of PVT, Swin and CSWin.
+"""InLine: linear attention whose weights sum to one, in the layouts of DeiT, PVT, Swin and CSWin.
 
 Paper: arXiv:2412.06590 (NeurIPS 2024). Weights: no licence is stated. Facts: github.com/LeapLabTHU/InLine at e463a6f.
 
 InLine blocks attend over the whole map at any size. In Swin they take the first blocks, and shifted windows the rest.
-In CSWin the local kernels are predicted from the input before its norm, which the mixer then holds. The parameters are
-those of the authors' code; their README prints others for Swin-T and CSWin, and 50.2 million for PVT-L.
+In CSWin the local kernels are predicted from the input before its norm, which the mixer then holds. InLine-DeiT is
+narrower than DeiT, for larger images; its class token has no local residual, so that nothing in the last block looks at
+the kernels that are predicted there. The parameters are those of the authors' code; their README prints others for
+Swin-T and CSWin, and 50.2 million for PVT-L.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import replace
 
 from ..blocks.mixers import Blockwise, Mixer, MixerFactory
 from ..blocks.stage import MIXER, MixerSlot
-from . import cswin, pvt, swin
+from . import cswin, deit, pvt, swin
 from .keys import Rewrite, Rule, View, rename
 from .spec import BackboneSpec, Variant, Weights
 
@@ -55,6 +57,19 @@ def build(
     """
     mixers = [Mixer("inline", num_heads=heads, split_queries=True) for heads in num_heads]
     return pvt.build(depths, dims, mixers, mlp_ratios, keys=pvt.official_keys(*_local_keys(".attn"), views=_VIEWS))
+
+
+def build_deit(depth: int = 12, dim: int = 192, num_heads: int = 6, img_size: int = 224) -> BackboneSpec:
+    """InLine-DeiT.
+
+    Args:
+        depth: number of blocks.
+        dim: channels.
+        num_heads: heads.
+        img_size: side of the images that the position table is made for.
+    """
+    keys = deit.official_keys(*_local_keys(".attn"), views=_VIEWS)
+    return deit.build(depth, dim, [Mixer("inline", num_heads=num_heads)], img_size=img_size, keys=keys)
 
 
 def build_swin(
@@ -108,7 +123,13 @@ def build_cswin(
     return replace(spec, img_size=img_size)
 
 
-# name: depths, params (1e6), MACs (1e9), top-1 (%), drop path, file
+# name: width, heads, size, params (1e6), MACs (1e9), top-1 (%), drop path, file
+_DEIT = {
+    "inline_deit_tiny": (192, 6, 224, 6.477736, 1.1, 74.5, 0.1, "1d6b8191ad6d4114b291"),
+    "inline_deit_small": (320, 10, 288, 16.73476, 5.0, 80.2, 0.1, "2f3898b07e9247f3beb3"),
+    "inline_deit_base": (384, 12, 448, 23.797096, 17.2, 82.3, 0.1, "10bdd726d4b0435eb34e"),
+}
+# name: depths, params, MACs, top-1, drop path, file
 _PVT = {
     "inline_pvt_tiny": ((2, 2, 2, 2), 12.032232, 2.0, 78.2, 0.1, "90ac52b1555b401eb5e6"),
     "inline_pvt_small": ((3, 4, 6, 3), 21.556136, 3.9, 82.0, 0.1, "1ab953b2479d433080a3"),
@@ -147,6 +168,11 @@ def _variant(
     )  # fmt: skip
 
 
+def _deit(name: str) -> Variant:
+    width, heads, size, *figures, file = _DEIT[name]
+    return _variant(name, build_deit(12, width, heads, size), tuple(figures), file, "InLine-DeiT")
+
+
 def _pvt(name: str) -> Variant:
     depths, *figures, file = _PVT[name]
     return _variant(name, build(depths), tuple(figures), file, "InLine-PVT")
@@ -166,6 +192,7 @@ def _cswin(name: str) -> Variant:
 
 
 VARIANTS: tuple[Variant, ...] = (
+    *(_deit(name) for name in _DEIT),
     *(_pvt(name) for name in _PVT),
     *(_swin(name) for name in _SWIN),
     *(_cswin(name) for name in _CSWIN_TABLE),

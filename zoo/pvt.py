@@ -4,7 +4,8 @@ Papers: arXiv:2102.12122 (PVT, ICCV 2021) and arXiv:2106.13797 (PVT v2, CVM 2022
 github.com/whai362/PVT at 57e2dfa, classification.
 
 PVT (`build`) has non-overlapping patch convolutions, a learned position table per stage, resized bilinearly for other
-sizes, and no norm between stages. PVT v2 (`build_v2`) has overlapping patches, a norm after each stage, and a depthwise
+sizes, and no norm between stages. The published models have a class token in the last stage, which the classifier reads
+(see `mixzoo.blocks.tokens`). PVT v2 (`build_v2`) has overlapping patches, a norm after each stage, and a depthwise
 convolution in its channel mixer instead of position tables; ``pvt_v2_b2_li`` pools keys and values to 7 x 7. Rows and
 columns that do not fill a patch or a reduction kernel are dropped, as in the official code. The norms in front of
 branches have an epsilon of 1e-6, those of patches and reductions 1e-5.
@@ -26,15 +27,17 @@ from ..blocks.downsample import strided_conv
 from ..blocks.geometry import num_heads_for
 from ..blocks.init import conv_normal, pointwise_normal
 from ..blocks.mixers import Mixer, MixerFactory
-from ..blocks.stage import MIXER, Branch, Factory
+from ..blocks.stage import MIXER, Branch, Factory, TokenStage
 from ..blocks.stem import patch_stem
 from ..blocks.tables import PositionEmbedding
+from ..blocks.tokens import ClassToken
 from .keys import KeyMap, Layout, Rule, View, flat_grid, linear_shape, rename
-from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer
+from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, Weights, resolve_mixer
 
 block_norm: Factory = partial(LayerNorm2d, eps=1e-6)
 patch_norm: Factory = partial(LayerNorm2d, eps=1e-5)
 _position = partial(PositionEmbedding, mode="bilinear")
+_token_position = partial(ClassToken, mode="bilinear")
 
 # names in other code bases
 
@@ -48,7 +51,12 @@ _BLOCK = rename(
     (r"^head\.fc\.", "head."),
 )
 _LINEARS = View(r"(attn\.(q|kv|proj)|mlp\.fc[12])\.weight$", linear_shape)
-_TABLES = View(r"^pos_embed\d$", flat_grid, transposed=True)
+_TABLES = View(r"^(pos_embed\d|cls_token)(::\d)?$", flat_grid, transposed=True)
+_TOKEN = rename(
+    (r"^stages\.\d+\.position\.token$", "cls_token"),
+    (r"^stages\.3\.position\.position$", "pos_embed4::0"),
+    (r"^stages\.3\.position\.table$", "pos_embed4::1"),
+)
 
 
 def official_keys(*first: Rule, views: Sequence[View | Layout] = ()) -> KeyMap:
@@ -98,28 +106,34 @@ def build(
     mlp_ratios: Sequence[float] = (8, 8, 4, 4),
     norm: Factory = block_norm,
     embed_norm: Factory = patch_norm,
+    class_token: bool = False,
     keys: KeyMap | None = None,
 ) -> BackboneSpec:
-    """A PVT without class token, which averages the last map, without a norm after it.
+    """A PVT.
 
     Args:
         depths: blocks per stage.
         dims: channels per stage.
         mixers: token mixer per stage; by default `reduction_mixers`.
         mlp_ratios: expansion of the channel mixer, per stage.
-        norm: in front of both branches.
+        norm: in front of both branches; with a class token, also after the last block.
         embed_norm: of the patches.
+        class_token: whether a learned token joins the last map and is what the classifier reads, as in the published
+            models. Without one the last map is averaged, with no norm after it.
         keys: official names; by default `official_keys`.
     """
     stages = _stages(depths, dims, mixers, [mlp(r) for r in mlp_ratios], norm)
     downsample = partial(strided_conv, kernel_size=2, padding=0, post_norm=embed_norm)
+    placed = [replace(s, downsample=downsample if i else None, position=_position) for i, s in enumerate(stages)]
+    if class_token:
+        placed[-1] = replace(placed[-1], make=TokenStage, position=_token_position, prefix=1)
     return BackboneSpec(
         stem=partial(strided_conv, kernel_size=4, stride=4, padding=0, post_norm=embed_norm),
-        stages=tuple(
-            replace(s, downsample=downsample if i else None, position=_position) for i, s in enumerate(stages)
-        ),
+        stages=tuple(placed),
+        norm=norm if class_token else nn.Identity,
+        head=HeadSpec(pool="token" if class_token else "avg"),
         init=pointwise_normal,
-        keys={"official": keys or official_keys()},
+        keys={"official": keys or official_keys(*(_TOKEN if class_token else ()))},
     )
 
 
@@ -166,7 +180,14 @@ def _stages(
     ]
 
 
-# name: depths, width of the first stage, params (1e6), MACs (1e9), top-1 (%), drop path
+# name: depths, params (1e6), MACs (1e9), top-1 (%), drop path
+_TABLE = {
+    "pvt_tiny": ((2, 2, 2, 2), 13.229288, 1.9, 75.1, 0.1),
+    "pvt_small": ((3, 4, 6, 3), 24.485864, 3.8, 79.8, 0.1),
+    "pvt_medium": ((3, 4, 18, 3), 44.208104, 6.7, 81.2, 0.3),
+    "pvt_large": ((3, 8, 27, 3), 61.36932, 9.8, 81.7, 0.3),
+}
+# name: depths, width of the first stage, params, MACs, top-1, drop path
 _TABLE_V2 = {
     "pvt_v2_b0": ((2, 2, 2, 2), 32, 3.66676, 0.6, 70.5, 0.1),
     "pvt_v2_b1": ((2, 2, 2, 2), 64, 14.009, 2.1, 78.7, 0.1),
@@ -185,6 +206,15 @@ def _pooled_v2(depths: Sequence[int], dims: Sequence[int]) -> BackboneSpec:
     return build_v2(depths, dims, mixers, channel=partial(depthwise_mlp, inner_act=nn.ReLU))
 
 
+def _v1(name: str) -> Variant:
+    depths, params, macs, top1, drop_path = _TABLE[name]
+    file = Weights("in1k", f"{_RELEASES}/{name}.pth", top1=top1, macs_g=macs)
+    return Variant(
+        name, "pvt", build(depths, class_token=True), params, macs, top1, 224, "2102.12122", "Apache-2.0", (file,),
+        drop_path, description="PVT",
+    )  # fmt: skip
+
+
 def _v2(name: str) -> Variant:
     depths, width, params, macs, top1, drop_path = _TABLE_V2[name]
     dims = (width, 2 * width, 5 * width, 8 * width)
@@ -197,4 +227,4 @@ def _v2(name: str) -> Variant:
     )  # fmt: skip
 
 
-VARIANTS: tuple[Variant, ...] = tuple(_v2(name) for name in _TABLE_V2)
+VARIANTS: tuple[Variant, ...] = (*(_v1(name) for name in _TABLE), *(_v2(name) for name in _TABLE_V2))

@@ -57,6 +57,7 @@ class Backbone(nn.Module):
         dim = spec.stages[-1].dim
         self.norm = spec.norm(dim)
         self.num_features = spec.num_features or dim
+        self.num_prefix_tokens = spec.stages[-1].prefix
         self.necks = self._build_necks()
         self.head = self._build_head(spec.head.pool if global_pool is None else global_pool, drop_rate)
         self.head_hidden_size = self.head.hidden_size
@@ -80,7 +81,7 @@ class Backbone(nn.Module):
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{index}"})
 
     def _build_head(self, global_pool: str, drop_rate: float) -> ClassifierHead:
-        head, prefix = self.spec.head, self.spec.stages[-1].prefix
+        head, prefix = self.spec.head, self.num_prefix_tokens
         return ClassifierHead(
             self.num_features, self.num_classes, global_pool, head.norm, head.hidden, drop_rate, head.distilled, prefix
         )
@@ -103,7 +104,7 @@ class Backbone(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         """What the last stage gives, after the norm; packed maps as tokens (B, prefix + N, C)."""
         x = self.norm(x)
-        return x.flatten(2).transpose(1, 2) if self.spec.stages[-1].prefix else x
+        return x.flatten(2).transpose(1, 2) if self.num_prefix_tokens else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The last map -> logits, or with ``pre_logits`` the vector that enters the classifier."""
@@ -167,11 +168,12 @@ class Backbone(nn.Module):
         if prune_norm or last < len(self.spec.stages) - 1:
             self.norm = nn.Identity()
             self.num_features = self.spec.stages[last].dim
+        self.num_prefix_tokens = prefix = self.spec.stages[last].prefix
         if self.necks is not None:
             self.necks = nn.ModuleList(m if i in taken else nn.Identity() for i, m in enumerate(self.necks))
         if prune_head:
             self.num_classes = 0
-            prefix, drop = self.spec.stages[last].prefix, self.head.drop.p
+            drop = self.head.drop.p
             self.head = ClassifierHead(self.num_features, 0, "", drop_rate=drop, prefix=prefix).train(self.training)
             self.head_hidden_size = self.head.hidden_size
         return taken

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ...kernels.dynamic_conv import dynamic_depthwise_conv
 from ...kernels.linear_attention import linear_attention
 from ..geometry import Size, num_heads_for
+from ..tokens import pack_tokens, unpack_tokens
 from .attention import join_heads, split_heads
 
 Factory = Callable[[int], nn.Module]
@@ -40,8 +42,10 @@ class InLineAttention(nn.Module):
         split_queries: whether queries have a projection of their own (``q`` and ``kv``, not ``qkv``), as in PVT.
         lepe: whether a learned depthwise convolution of the values is added as well, as in CSWin.
         norm: of the input, where the mean must not be that of a normalised map; none by default.
+        prefix: class tokens in front of the map; they attend and are attended to, and have no local residual.
     """
 
+    takes_prefix = True
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(
@@ -52,6 +56,7 @@ class InLineAttention(nn.Module):
         split_queries: bool = False,
         lepe: bool = False,
         norm: Factory = nn.Identity,
+        prefix: int = 0,
     ) -> None:
         super().__init__()
         heads = self.num_heads = num_heads or num_heads_for(dim, 32)
@@ -66,17 +71,23 @@ class InLineAttention(nn.Module):
         self.lepe = nn.Conv2d(dim, dim, SIDE, padding=SIDE // 2, groups=dim) if lepe else None
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
         kernels = self.local(x.mean((2, 3), keepdim=True)).flatten(1).unflatten(1, (-1, SIDE, SIDE))
         q, k, v = self._projected(self.norm(x))
-        if self.lepe is not None:
-            kernels = kernels + self.lepe.weight.squeeze(1)
-        local = dynamic_depthwise_conv(v, kernels)
-        if self.lepe is not None and self.lepe.bias is not None:
-            local = local + self.lepe.bias.view(-1, 1, 1)
         heads = self.num_heads
         tokens = split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
-        return self.proj(join_heads(linear_attention(*tokens, "inline", self.scale), x) + local)
+        out = join_heads(linear_attention(*tokens, "inline", self.scale), x)
+        return self.proj(out + self._local(v, kernels, size))
+
+    def _local(self, v: Tensor, kernels: Tensor, size: Size | None) -> Tensor:
+        """The local residual of the values (B, C, H, W), or of the map in packed ones."""
+        if size is not None:
+            prefix, v = unpack_tokens(v, size)
+            return pack_tokens(torch.zeros_like(prefix), self._local(v, kernels, None))
+        if self.lepe is None:
+            return dynamic_depthwise_conv(v, kernels)
+        out = dynamic_depthwise_conv(v, kernels + self.lepe.weight.squeeze(1))
+        return out if self.lepe.bias is None else out + self.lepe.bias.view(-1, 1, 1)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.split_queries:

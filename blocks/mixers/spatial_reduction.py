@@ -13,6 +13,7 @@ from ...kernels import attention
 from ..affine import affine_after, batch_norm_affine
 from ..geometry import Size, num_heads_for, pad_to_least
 from ..pooling import adaptive_avg_pool
+from ..tokens import pack_tokens, unpack_tokens
 from .attention import join_heads, split_heads
 
 Factory = Callable[[int], nn.Module]
@@ -20,8 +21,12 @@ _norm: Factory = partial(LayerNorm2d, eps=1e-5)
 
 
 class _ReducedAttention(nn.Module):
-    """Softmax attention of all positions to those of ``reduce(x)``: (B, C, H, W) -> (B, C, H, W)."""
+    """Softmax attention of all positions to those of ``reduce(x)``: (B, C, H, W) -> (B, C, H, W).
 
+    Class tokens in front of a packed map attend and are attended to; only the map is reduced.
+    """
+
+    takes_prefix = True
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(self, dim: int, num_heads: int | None, reduce: nn.Module) -> None:
@@ -33,11 +38,17 @@ class _ReducedAttention(nn.Module):
         self.kv = nn.Conv2d(dim, 2 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        k, v = self.kv(self.reduce(x)).chunk(2, dim=1)
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        k, v = self.kv(self._reduced(x, size)).chunk(2, dim=1)
         heads = self.num_heads
         out = attention(split_heads(self.q(x), heads), split_heads(k, heads), split_heads(v, heads), self.scale)
         return self.proj(join_heads(out, x))
+
+    def _reduced(self, x: Tensor, size: Size | None) -> Tensor:
+        if size is None or isinstance(self.reduce, nn.Identity):
+            return self.reduce(x)
+        tokens, positions = unpack_tokens(x, size)
+        return pack_tokens(tokens, self.reduce(positions))
 
 
 class StridedReduction(nn.Sequential):
@@ -87,6 +98,7 @@ class SpatialReductionAttention(_ReducedAttention):
         ratio: stride and kernel of the reduction; 1 for none. By default the reduced map is about 7 wide, as in the
             paper.
         norm: of the reduced map.
+        prefix: class tokens in front of the map.
     """
 
     def __init__(
@@ -96,6 +108,7 @@ class SpatialReductionAttention(_ReducedAttention):
         num_heads: int | None = None,
         ratio: int | None = None,
         norm: Factory = _norm,
+        prefix: int = 0,
     ) -> None:
         ratio = ratio or max(1, min(grid or (14, 14)) // 7)
         super().__init__(dim, num_heads, StridedReduction(dim, ratio, norm) if ratio > 1 else nn.Identity())
@@ -112,6 +125,7 @@ class PooledAttention(_ReducedAttention):
         num_heads: by default the divisor of ``dim`` nearest to ``dim / 64``.
         side: of the pooled map.
         norm: of the pooled map.
+        prefix: class tokens in front of the map.
     """
 
     def __init__(
@@ -121,5 +135,6 @@ class PooledAttention(_ReducedAttention):
         num_heads: int | None = None,
         side: int = 7,
         norm: Factory = _norm,
+        prefix: int = 0,
     ) -> None:
         super().__init__(dim, num_heads, PooledReduction(dim, side, norm))
