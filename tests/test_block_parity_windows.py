@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from mixzoo.blocks.mixers import Mixer
+from mixzoo.blocks.deploy import deploy
+from mixzoo.blocks.mixers import AgentAttention, Mixer
 from mixzoo.blocks.projection import SplitProjection
 from mixzoo.blocks.stage import BlockSite, MixerChoice, build_block
-from mixzoo.zoo import swin
+from mixzoo.zoo import agent, swin
+from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.keys import KeyMap
 from mixzoo.zoo.registry import get_variant
+from mixzoo.zoo.shell import Backbone
 from support import PARITY, golden, image, official_state, rel_err
 from torch import nn
 
@@ -69,3 +73,18 @@ def test_module_is_the_authors(name: str) -> None:
         with torch.enable_grad():  # the reference runs where a bias needs its gradient
             assert rel_err(module(x).detach(), fused) <= PARITY
         assert rel_err(module(x.flip(3))[:, ::THIN].flip(3), expected) > 1e4 * PARITY
+
+
+def test_dense_agents_take_the_same_weights() -> None:
+    """The larger grids of agents for dense prediction use every tensor of the classification model."""
+    spec = get_variant("agent_swin_base").spec
+    small = replace(spec, stages=tuple(replace(s, depth=1 if i < 2 else 3) for i, s in enumerate(spec.stages[:3])))
+    plain = fill_(Backbone(small, num_classes=3, img_size=64)).double().eval()
+    dense = Backbone(agent.dense(small, ((9, 9), (12, 12), (14, 14))), num_classes=3, img_size=64).double().eval()
+    dense.load_state_dict(plain.state_dict())
+    pooled = [m.pooled for m in dense.modules() if isinstance(m, AgentAttention)]
+    assert pooled == [(9, 9), (12, 12), (14, 14), (14, 14)]
+    x = image((2, 3, 64, 96))
+    with torch.no_grad():
+        assert 1e-4 < rel_err(dense(x), plain(x)) < 1
+        assert rel_err(deploy(dense)(x), dense(x)) <= PARITY

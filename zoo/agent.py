@@ -18,18 +18,28 @@ from functools import partial
 from ..blocks.geometry import Size
 from ..blocks.mixers import Blockwise, Mixer, MixerFactory
 from ..blocks.projection import SplitProjection
-from . import deit, pvt, swin
-from .keys import Layout, View, rename
+from . import cswin, deit, pvt, swin
+from .keys import Layout, Rule, View, rename
 from .spec import BackboneSpec, Variant, Weights
 
-_RULES = rename(
-    *((rf"\.mix\.fn\.mixer\.bias_in\.{ours}$", f".attn.{theirs}_bias") for ours, theirs in
-      (("coarse", "an"), ("rows", "ah"), ("columns", "aw"), ("token", "ac"))),
-    *((rf"\.mix\.fn\.mixer\.bias_out\.{ours}$", f".attn.{theirs}_bias") for ours, theirs in
-      (("coarse", "na"), ("rows", "ha"), ("columns", "wa"), ("token", "ca"))),
-    (r"\.mix\.fn\.mixer\.local\.", ".attn.dwc."),
-    (r"\.mix\.fn\.mixer\.qkv\.(q|kv)\.", r".attn.\1."),
-)  # fmt: skip
+_BIASES = {
+    "bias_in": {"coarse": "an", "rows": "ah", "columns": "aw", "token": "ac"},
+    "bias_out": {"coarse": "na", "rows": "ha", "columns": "wa", "token": "ca"},
+}
+
+
+def _rules(where: str = ".attn", local: str = "dwc") -> tuple[Rule, ...]:
+    """Rules for the mixer's own tensors, which the code keeps in ``where``, the depthwise convolution as ``local``."""
+    mixer = r"\.mix\.fn\.mixer\."
+    biases = (
+        (rf"{mixer}{bias}\.{ours}$", f"{where}.{theirs}_bias")
+        for bias, names in _BIASES.items()
+        for ours, theirs in names.items()
+    )
+    split = (rf"{mixer}qkv\.(q|kv)\.", rf"{where}.\1.")
+    return rename(*biases, (rf"{mixer}local\.(weight|bias)$", rf"{where}.{local}.\1"), split)
+
+
 _VIEWS = (
     Layout(r"\.a[hw]_bias$", lambda t: t[None], lambda t: t[0]),
     Layout(r"\.[hw]a_bias$", lambda t: t.permute(0, 2, 3, 1)[None], lambda t: t[0].permute(0, 3, 1, 2)),
@@ -69,7 +79,7 @@ def build(
     windows: list[MixerFactory] = [*swin.window_mixers(heads, max(7, img_size // 32))]
     agents = pyramid_mixers(heads, (*AGENTS, *[7] * len(dims))[: len(dims)])
     chosen = [*agents[: len(dims) - num_windowed], *windows[len(dims) - num_windowed :]]
-    spec = swin.build(depths, dims, mixers or chosen, keys=swin.official_keys(*_RULES, views=_VIEWS))
+    spec = swin.build(depths, dims, mixers or chosen, keys=swin.official_keys(*_rules(), views=_VIEWS))
     return replace(spec, img_size=img_size)
 
 
@@ -97,7 +107,7 @@ def _deit(dim: int, agents: int, num_agent_blocks: int, img_size: int) -> Backbo
     agent = Mixer("agent", num_heads=dim // 64, agents=agents)
     plain = Mixer("attention", head_dim=64, qkv_bias=True, proj_bias=True)
     mixer = agent if num_agent_blocks == 12 else Blockwise(agent, plain, num_agent_blocks)
-    keys = deit.official_keys(*_RULES, views=_VIEWS)
+    keys = deit.official_keys(*_rules(), views=_VIEWS)
     return deit.build(12, dim, (mixer,), img_size=img_size, keys=keys)
 
 
@@ -106,7 +116,7 @@ def _pvt(depths: Sequence[int], img_size: int) -> BackboneSpec:
         Mixer("agent", num_heads=h, agents=a, projection=SplitProjection)
         for h, a in zip((1, 2, 5, 8), AGENTS, strict=True)
     ]
-    spec = pvt.build(depths, mixers=mixers, keys=pvt.official_keys(*_RULES, views=_VIEWS))
+    spec = pvt.build(depths, mixers=mixers, keys=pvt.official_keys(*_rules(), views=_VIEWS))
     return replace(spec, img_size=img_size)
 
 
@@ -120,6 +130,15 @@ def _swin(depth: int, width: int, agent_blocks: Sequence[int], img_size: int) ->
         for agent, window, count, total in zip(pyramid_mixers(heads), windows, agent_blocks, depths, strict=True)
     ]
     return build(depths, dims, mixers, img_size=img_size)
+
+
+def _cswin(depths: Sequence[int], width: int, head_dim: int, img_size: int) -> BackboneSpec:
+    """Agents in the first two stages, stripes in the third, the whole map in the last."""
+    dims = [width * 2**i for i in range(4)]
+    agents = pyramid_mixers([dim // head_dim for dim in dims[:2]], AGENTS[:2])
+    stripes = cswin.stripe_mixers(dims[2:], head_dim, (img_size // 32, None))
+    keys = cswin.official_keys(*_rules(".attns.0", "get_v"), views=_VIEWS)
+    return cswin.build(depths, dims, [*agents, *stripes], img_size=img_size, keys=keys)
 
 
 # name: what to build, params (1e6), MACs (1e9), top-1 (%), drop path, image side, file
@@ -144,8 +163,38 @@ _SWIN = {
     "agent_swin_base": (partial(_swin, 18, 128, _AAM2B), 88.095096, 15.4, 84.0, 0.5, 224, "4fcd2d0114bb490483c3"),
     "agent_swin_base_384": (partial(_swin, 18, 128, _AAM2B), 88.305016, 46.3, 84.9, 0.5, 384, "bb84ee9058954706a557"),
 }
+_CSWIN = {
+    "agent_cswin_tiny": (
+        partial(_cswin, (2, 4, 18, 1), 64, 32),
+        20.458672,
+        4.3,
+        83.1,
+        0.2,
+        224,
+        "8c562a74441e46d5902b",
+    ),
+    "agent_cswin_small": (partial(_cswin, (3, 6, 29, 2), 64, 32), 32.8141, 6.8, 83.9, 0.4, 224, "30eb8af675bc4b7a8747"),
+    "agent_cswin_base": (
+        partial(_cswin, (3, 6, 29, 2), 96, 24),
+        73.249696,
+        14.9,
+        84.7,
+        0.5,
+        224,
+        "c8035b0839b2410c8c9f",
+    ),
+    "agent_cswin_base_384": (
+        partial(_cswin, (3, 6, 29, 2), 96, 24),
+        73.328416,
+        46.3,
+        85.8,
+        0.7,
+        384,
+        "1239be0df44b47719432",
+    ),
+}
 _FILES = "https://cloud.tsinghua.edu.cn/f/"
-_TABLES = {"Agent-DeiT": _DEIT, "Agent-PVT": _PVT, "Agent-Swin": _SWIN}
+_TABLES = {"Agent-DeiT": _DEIT, "Agent-PVT": _PVT, "Agent-Swin": _SWIN, "Agent-CSwin": _CSWIN}
 
 
 def _variant(name: str, layout: str) -> Variant:

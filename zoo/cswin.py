@@ -22,7 +22,7 @@ from ..blocks.init import pointwise_normal
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.stage import MIXER, Branch, Factory, MixerSlot
 from ..blocks.stem import patch_stem
-from .keys import KeyMap, Rule, View, linear_shape, rename
+from .keys import KeyMap, Layout, Rule, View, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer
 
 layer_norm: Factory = partial(LayerNorm2d, eps=1e-5)
@@ -31,7 +31,7 @@ Members = Mapping[str, Factory | MixerSlot]
 _LINEARS = View(r"((qkv|proj)|mlp\.fc[12])\.weight$", linear_shape)
 
 
-def official_keys(*first: Rule, views: Sequence[View] = ()) -> KeyMap:
+def official_keys(*first: Rule, views: Sequence[View | Layout] = ()) -> KeyMap:
     """The official names.
 
     Args:
