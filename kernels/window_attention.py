@@ -8,11 +8,13 @@ Shapes: qkv (B, 3C, H, W), queries, keys and values in this order, each heads * 
 times key, N = h * w positions of a window; result (B, C, H, W). H and W are any.
 Time O(H W N C). Memory O(H W (C + heads N)) for the reference, which holds the logits and a mask for each window, and
 O(H W C) for the fused candidate, which calls `scaled_dot_product_attention` on windows that mask alike: inner ones,
-last row, last column, corner. Source: Liu et al., arXiv:2103.14030.
+last row, last column, corner. A graph exported at a fixed size has the same few masks and no others.
+Source: Liu et al., arXiv:2103.14030.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op
+from .attention import attention_reference
+from .dispatch import Candidate, Op, exporting
 from .windows import Size, axis_codes, cyclic_shift, from_windows, pad_to_windows, penalties, runs, to_tokens
 
+Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 FEW = 800_000  # elements of qkv; measured at 14 to 128 squared, 64 to 384 channels
 
 
@@ -31,6 +35,8 @@ def window_attention_reference(
 ) -> Tensor:
     """The equation, operator by operator. The scale is applied to q, the smaller operand."""
     height, width = qkv.shape[-2:]
+    if exporting() and _sized(qkv):
+        return _banded(qkv, num_heads, window, scale, bias, shift, attention_reference)
     rolled = cyclic_shift(pad_to_windows(qkv, window), shift)
     q, k, v = _heads(rolled, window, num_heads)  # (B * windows, heads, N, D)
     logits = (q * scale) @ k.transpose(-2, -1)
@@ -78,9 +84,21 @@ def _whole(out: Tensor, rolled: Tensor, window: Size, shift: Size, size: Size) -
     return out[:, :, : size[0], : size[1]] if padded != size else out
 
 
+def _sized(qkv: Tensor) -> bool:
+    """Whether the size of the map is known, not a symbol of a graph."""
+    return all(isinstance(n, int) for n in qkv.shape[2:])
+
+
 def _fused(
     qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
 ) -> Tensor:
+    return _banded(qkv, num_heads, window, scale, bias, shift, _sdpa)
+
+
+def _banded(
+    qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None, shift: Size, attend: Attend
+) -> Tensor:
+    """Window attention with ``attend`` for windows that share one mask."""
     height, width = qkv.shape[-2:]
     rolled = cyclic_shift(pad_to_windows(qkv, window), shift)
     bands = []
@@ -88,7 +106,8 @@ def _fused(
         band, parts = rolled[:, :, top:bottom], []
         for left, right, col_mask in _bands(qkv, 1, window, shift):
             mask = _with_bias(_either(row_mask, col_mask), bias, qkv.dtype)
-            parts.append(_attend(band[..., left:right], num_heads, window, scale, mask))
+            q, k, v = _heads(band[..., left:right], window, num_heads)
+            parts.append(_joined(attend(q, k, v, scale, mask), window, (bottom - top, right - left)))
         bands.append(torch.cat(parts, dim=3) if len(parts) > 1 else parts[0])
     out = cyclic_shift(torch.cat(bands, dim=2) if len(bands) > 1 else bands[0], (-shift[0], -shift[1]))
     return out[:, :, :height, :width]
@@ -109,26 +128,29 @@ def _bands(qkv: Tensor, axis: int, window: Size, shift: Size) -> list[tuple[int,
     length, side = qkv.shape[2 + axis], window[axis]
     found = runs(length, side, shift[axis])
     if len(found) == 1 and found[0][2]:
-        return [(0, length, None)]
-    codes = penalties(axis_codes(length, side, shift[axis], qkv.device), qkv.dtype)
-    other = window[1 - axis]
-    masks = codes.repeat(1, other, other) if axis else codes.repeat_interleave(other, 1).repeat_interleave(other, 2)
-    return [(first * side, end * side, None if whole else masks[first]) for first, end, whole in found]
+        return [(0, found[0][1] * side, None)]
+    codes = axis_codes(length, side, shift[axis], qkv.device)
+    return [
+        (first * side, end * side, None if whole else _mask(codes[first], axis, window[1 - axis], qkv.dtype))
+        for first, end, whole in found
+    ]
 
 
-def _attend(qkv: Tensor, num_heads: int, window: Size, scale: float, mask: Tensor | None) -> Tensor:
-    """Attention of whole windows that share one mask (N, N) or (heads, N, N)."""
-    q, k, v = _heads(qkv, window, num_heads)
-    if mask is not None:
-        mask = mask.expand(*q.shape[:3], k.shape[2])
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return _joined(out, window, (qkv.shape[-2], qkv.shape[-1]))
+def _mask(codes: Tensor, axis: int, other: int, dtype: torch.dtype) -> Tensor:
+    """Penalties (N, N) of a window with ``codes`` along one axis, whose side along the other is ``other``."""
+    along = penalties(codes, dtype)
+    return along.repeat(other, other) if axis else along.repeat_interleave(other, 0).repeat_interleave(other, 1)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    mask = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _fused_unsupported(
     qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
 ) -> str | None:
-    if not all(isinstance(n, int) for n in qkv.shape[2:]):
+    if not _sized(qkv):
         return "windows are sorted by what they mask, which needs a size that is known"
     if torch.is_grad_enabled() and bias is not None and bias.requires_grad and qkv.device.type == "cpu":
         return "the fused kernel of the CPU gives the bias no gradient"

@@ -128,3 +128,19 @@ def test_shifts_come_back() -> None:
 def test_bench_inputs_run() -> None:
     args, kwargs = bench_inputs(16, 4)
     assert window_attention(*args, **kwargs).shape == (1, 64, 16, 16)
+
+
+class Windows(torch.nn.Module):
+    def forward(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        return window_attention(qkv, HEADS, (4, 4), DIM**-0.5, bias, (2, 2))
+
+
+def test_an_exported_graph_has_no_mask_for_each_window() -> None:
+    qkv, bias = inputs(3, (32, 23), (4, 4))
+    program = torch.export.export(Windows(), (qkv, bias))
+    expected = truth(qkv, (4, 4), bias, (2, 2))
+    assert rel_err(program.module()(qkv, bias), expected) < 1e-12
+    assert rel_err(program.module()(qkv, bias.mT), expected) > 1e-2
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    masks = [s for s in shapes if len(s) == 3 and tuple(s[1:]) == (16, 16) and s[0] > HEADS]
+    assert not masks and max(map(len, shapes)) <= 5

@@ -29,18 +29,16 @@ FAMILIES = (
     "nat",
 )
 HEAVY = (  # smaller members run the same code
-HEAVY = (
     "ravlt_l",
     "mavit_l",
     "inline_cswin_base",
     "biformer_base",
     "dinat_s_base",
     "nat_base",
-)
-FROZEN = ("mixer.weight", ".unused")  # RandFormer's matrices, and what the authors' code never reads
     "agent_cswin_base",
     "agent_pvt_medium",
-)  # smaller members run the same code
+)
+FROZEN = ("mixer.weight", ".unused")  # RandFormer's matrices, and what the authors' code never reads
 FIXTURES = [
     pytest.param(f, n, marks=pytest.mark.full if n in HEAVY else ())
     for f in FAMILIES
