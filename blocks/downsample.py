@@ -28,14 +28,17 @@ def strided_conv(
     pre_norm: Factory | None = None,
     post_norm: Factory | None = None,
     bias: bool = True,
+    act: Callable[[], nn.Module] | None = None,
 ) -> nn.Sequential:
-    """A strided convolution, and a norm before or after it."""
+    """A strided convolution, a norm before or after it, and an activation at the end."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if pre_norm:
         layers["norm"] = pre_norm(dim)
     layers["conv"] = nn.Conv2d(dim, out_dim, kernel_size, stride, padding, bias=bias)
     if post_norm:
         layers["norm"] = post_norm(out_dim)
+    if act:
+        layers["act"] = act()
     return nn.Sequential(layers)
 
 

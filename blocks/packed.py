@@ -103,7 +103,7 @@ def pack(module: nn.Module) -> nn.Module:
 
 
 def _ends_in_conv(fn: nn.Module) -> bool:
-    last = fn[-1] if isinstance(fn, nn.Sequential) else fn
+    last = ([nn.Identity(), *fn] if isinstance(fn, nn.Sequential) else [fn])[-1]  # a branch may be empty
     return isinstance(last, PackedConv2d) and last.shape.act == "none"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from timm.layers import register_notrace_module
@@ -80,16 +80,24 @@ def _conv_stem(in_chans: int, dim: int, steps: int, act: Callable[[], nn.Module]
     return nn.Sequential(layers)
 
 
-def deep_stem(in_chans: int, dim: int, act: Callable[[], nn.Module] = nn.GELU) -> nn.Module:
-    """Four 3x3 convolutions with bias and BatchNorm, strides 2, 1, 1, 2, ``act`` between them: stride 4.
+def deep_stem(
+    in_chans: int,
+    dim: int,
+    act: Callable[[], nn.Module] = nn.GELU,
+    hidden: int | None = None,
+    strides: Sequence[int] = (2, 1, 1, 2),
+    last_act: bool = False,
+) -> nn.Module:
+    """3x3 convolutions with bias and BatchNorm, ``act`` between them.
 
-    The first three have half the channels. Source: RAVLT, arXiv:2411.07635.
+    All but the last have ``hidden`` channels, by default half of ``dim``. Source: RAVLT, arXiv:2411.07635; with three
+    convolutions 32 wide and a ReLU after the last, SOFT, arXiv:2110.11945.
     """
-    widths, strides = (in_chans, dim // 2, dim // 2, dim // 2, dim), (2, 1, 1, 2)
+    widths = (in_chans, *[hidden or dim // 2] * (len(strides) - 1), dim)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, stride in enumerate(strides):
-        if i:
+    for i, stride in enumerate(strides, start=1):
+        layers[f"conv{i}"] = nn.Conv2d(widths[i - 1], widths[i], 3, stride, padding=1)
+        layers[f"norm{i}"] = nn.BatchNorm2d(widths[i])
+        if i < len(strides) or last_act:
             layers[f"act{i}"] = act()
-        layers[f"conv{i + 1}"] = nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1)
-        layers[f"norm{i + 1}"] = nn.BatchNorm2d(widths[i + 1])
     return nn.Sequential(layers)

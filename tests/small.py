@@ -25,9 +25,10 @@ KINDS = (
     "slab_pvt_v2_b0", "slab_swin_t",
     "dinat_mini", "dinat_isotropic_small",
     "pvt_tiny",
+    "soft_tiny", "soft_norm_tiny",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
-TOKENS = ("pvt_tiny",)  # a class token beside the last map
+TOKENS = ("pvt_tiny", "soft_tiny", "soft_norm_tiny")  # a class token beside the last map
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32
 ISOTROPIC = ("dinat_isotropic_small",)  # one stage at stride 16
 

@@ -32,6 +32,7 @@ SHELLS: dict[str, dict[str, Any]] = {
     "inline": FOUR | {"num_heads": (1, 1, 2, 2)},
     "swin": FOUR,
     "agent": FOUR,
+    "soft": FOUR | {"class_token": False},
     "slab": FOUR | {"norm": nn.BatchNorm2d},  # with RepBN, filled weights would saturate everything
     "deit": {"depth": 2, "dim": 48, "class_token": False},
     "ravlt": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},

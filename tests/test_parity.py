@@ -27,6 +27,7 @@ FAMILIES = (
     "agent",
     "slab",
     "nat",
+    "soft",
 )
 HEAVY = (  # smaller members run the same code
     "ravlt_l",
@@ -51,6 +52,7 @@ def build(family: str, name: str) -> tuple[torch.nn.Module, dict[str, torch.Tens
     """The model of a fixture in float64 with the fixture's weights, and the official state dict they came from."""
     meta = golden(family)[0][name]
     base, _, size = name.partition("_r") if re.search(r"_r\d", name) else (name, "", "")
+    base = base.removesuffix("_b1")  # the fixture of a single image
     options = {"img_size": int(size)} if size.isdigit() else {}
     model = mixzoo.create_model(base, **options).double().eval()
     state = official_state(meta)

@@ -33,6 +33,7 @@ from . import (
     ravlt,
     shvit,
     slab,
+    soft,
     swin,
     van,
     weights,
@@ -61,6 +62,7 @@ _MODULES = (
     agent,
     slab,
     nat,
+    soft,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
@@ -31,6 +33,7 @@ class Attention(nn.Module):
         head_dim: wanted width of a head; where it does not divide ``dim``, the nearest head count that does is taken.
         qkv_bias: whether the query, key and value projection has a bias.
         proj_bias: whether the output projection has a bias.
+        projection: factory (dim) of another projection to queries, keys and values (see `mixzoo.blocks.projection`).
         prefix: class tokens in front of the map; they attend and are attended to like positions.
     """
 
@@ -46,12 +49,13 @@ class Attention(nn.Module):
         head_dim: int = 32,
         qkv_bias: bool = False,
         proj_bias: bool = False,
+        projection: Callable[[int], nn.Module] | None = None,
         prefix: int = 0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads_for(dim, head_dim)
         self.scale = (dim // self.num_heads) ** -0.5
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
+        self.qkv = projection(dim) if projection else nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
         self.proj = nn.Conv2d(dim, dim, 1, bias=proj_bias)
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, register_notrace_module
 from torch import Tensor, nn
@@ -101,7 +99,7 @@ class SoftAttention(nn.Module):
         self.num_heads = num_heads or num_heads_for(dim, 32)
         head_dim = dim // self.num_heads
         self.scale = head_dim**-0.25
-        self.attend = partial(soft_attention, symmetric=symmetric)
+        self.symmetric = symmetric
         self.q = nn.Conv2d(dim, dim, 1)
         self.v = nn.Conv2d(dim, dim, 1)
         self.landmarks = Landmarks(head_dim, ratio or max(1, round(max(grid or (1, 1)) / LANDMARKS)))
@@ -111,6 +109,6 @@ class SoftAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, v = self.q(x) * self.scale, self.v(x)
         heads = self.num_heads
-        out = self.attend(split_heads(q, heads), self.landmarks(q), split_heads(v, heads))
+        out = soft_attention(split_heads(q, heads), self.landmarks(q), split_heads(v, heads), self.symmetric)
         joined = join_heads(out, x)
         return self.proj(joined if self.local is None else joined + self.local(v))
