@@ -10,24 +10,30 @@ Shapes: q, k, v (B, heads, H, W, D), bias (heads, 2k - 1, 2k - 1); result (B, he
 k * d: a smaller map has no such windows and is refused (pad it, as `NeighborhoodAttention` does).
 
 Time O(N k^2 D) per head for N = H * W. The reference gathers the keys and values of every query: O(N k^2 D) memory. The
-tiled candidate takes the union of the windows of a tile of queries (see `neighborhood_tiles`): O(N D) memory beside
-O(N k^2) for masks. The fused one keeps the scores on chip.
+tiled candidate takes the union of the windows of a tile of queries (see `neighborhood_tiles`): O(N D) memory, and
+O(N k^2) for the scores where gradients are wanted. The Triton one keeps scores on the chip, and recomputes them by
+tiles for the gradients. NATTEN's own kernels are a candidate where that package is installed.
 Source: arXiv:2204.07143 (NAT), arXiv:2209.15001 (dilation); border rule as in NATTEN 0.14.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op
-from .neighborhood_tiles import TilePlan, tile_plan
+from .dispatch import Candidate, Op, exporting
+from .neighborhood_gradient import neighborhood_attention_gradients
+from .neighborhood_tiles import TilePlan, additive_masks, map_of, rows_of, take_tiles, tile_plan
 
 TILES_AT_ONCE = 64  # without gradients, so many tiles run together: their keys stay in cache
+FUSED_TILE = (8, 8)  # queries of a Triton program
+MAX_FUSED_DIM = 128
 
 
 def check_shapes(q: Tensor, kernel_size: int, dilation: int, bias: Tensor | None) -> None:
@@ -88,10 +94,10 @@ def _tiled(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     check_shapes(q, kernel_size, dilation, bias)
-    batch, heads, height, width, dim = q.shape
-    plan = tile_plan((height, width), kernel_size, dilation, q.device)
-    masks = _masks(plan, heads, kernel_size, bias, q)
-    rows = [t.permute(0, 2, 3, 1, 4).reshape(batch, height * width, -1).contiguous() for t in (q, k, v)]
+    batch, heads = q.shape[:2]
+    plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
+    masks = additive_masks(plan, bias, q)
+    rows = [rows_of(t) for t in (q, k, v)]
     whole = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     step = plan.num_tiles if whole or plan.num_tiles < 2 * TILES_AT_ONCE else TILES_AT_ONCE
     images = batch if whole else max(1, TILES_AT_ONCE // plan.num_tiles)
@@ -102,20 +108,7 @@ def _tiled(
         ], 1).index_select(1, plan.slots)
         for i in range(0, batch, images)
     ]  # fmt: skip
-    return torch.cat(out).reshape(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4)
-
-
-def _masks(plan: TilePlan, heads: int, kernel_size: int, bias: Tensor | None, like: Tensor) -> Tensor | None:
-    """(P, heads, queries, keys) additive masks; None where every pair meets and there is no bias."""
-    if bias is None and not plan.masked:
-        return None
-    if bias is None:
-        heads, table = 1, like.new_zeros(1, (2 * kernel_size - 1) ** 2)
-    else:
-        table = bias.flatten(1).to(like.dtype)
-    table = torch.cat((table, table.new_full((heads, 1), float("-inf"))), 1)
-    masks = table.index_select(1, plan.offsets)
-    return masks.reshape(heads, -1, plan.num_queries, plan.num_keys).transpose(0, 1)
+    return map_of(torch.cat(out), q)
 
 
 def _attend_tiles(
@@ -124,12 +117,9 @@ def _attend_tiles(
     """(B, N, heads * D) queries, keys and values -> (B, tiles * num_queries, heads * D)."""
     batch, nq, nk = rows[0].shape[0], plan.num_queries, plan.num_keys
     classes = plan.classes[tiles]
-    queries = plan.queries[tiles.start * nq : tiles.stop * nq]
-    keys = plan.keys[tiles.start * nk : tiles.stop * nk]
-    q, k, v = (
-        t.index_select(1, index).reshape(batch * len(classes), n, heads, -1).transpose(1, 2)
-        for t, index, n in zip(rows, (queries, keys, keys), (nq, nk, nk), strict=True)
-    )
+    queries, keys = plan.queries[tiles.start * nq : tiles.stop * nq], plan.keys[tiles.start * nk : tiles.stop * nk]
+    q = take_tiles(rows[0], queries, nq, heads)
+    k, v = (take_tiles(t, keys, nk, heads) for t in rows[1:])
     mask = None
     if masks is not None and len(classes) == 1:
         mask = masks[classes]
@@ -142,16 +132,141 @@ def _attend_tiles(
 def _tiled_unsupported(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> str | None:
-    if torch.compiler.is_compiling():
-        return "tiles are planned outside of a compiled graph"
+    return None
+
+
+# on CUDA
+
+
+class _Fused(torch.autograd.Function):
+    """The Triton kernel, with gradients recomputed by tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
+    ) -> Tensor:
+        from .fused.neighborhood import attend
+
+        check_shapes(q, kernel_size, dilation, bias)
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.options = kernel_size, dilation, scale
+        plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device, FUSED_TILE)
+        return attend(q, k, v, plan, scale, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors
+        kernel_size, dilation, scale = ctx.options
+        plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
+        dq, dk, dv, table = neighborhood_attention_gradients(grad, q, k, v, plan, scale, bias)
+        return dq, dk, dv, None, None, None, table
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    return _Fused.apply(q, k, v, kernel_size, dilation, scale, bias)
+
+
+def _fused_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
+) -> str | None:
+    if q.device.type != "cuda":
+        return f"the Triton kernel runs on CUDA, not on {q.device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if q.dtype == torch.float64:
+        return "the Triton kernel sums in float32, which is less than float64 asks for"
+    if q.shape[4] > MAX_FUSED_DIM:
+        return f"heads wider than {MAX_FUSED_DIM} do not fit on the chip"
+    return None
+
+
+def _natten(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    from natten.functional import na2d
+
+    check_shapes(q, kernel_size, dilation, bias)
+    maps = (t.permute(0, 2, 3, 1, 4).contiguous() for t in (q, k, v))  # (B, H, W, heads, D)
+    return na2d(*maps, kernel_size=kernel_size, dilation=dilation, scale=scale).permute(0, 3, 1, 2, 4)
+
+
+def _natten_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
+) -> str | None:
+    if q.device.type != "cuda":
+        return f"natten's kernels run on CUDA, not on {q.device.type}"
+    if find_spec("natten") is None:
+        return "natten is not installed"
+    if bias is not None:
+        return "natten 0.20 has no relative bias"
+    if kernel_size == 1 or q.dtype == torch.float64:
+        return "natten takes windows from 2 on, in float32 or less"
     return None
 
 
 NEIGHBORHOOD_ATTENTION_OP = Op(
     "neighborhood_attention",
     neighborhood_attention_reference,
-    (Candidate("tiled", _tiled, _tiled_unsupported),),
+    (
+        Candidate("natten", _natten, _natten_unsupported),
+        Candidate("triton", _fused, _fused_unsupported),
+        Candidate("tiled", _tiled, _tiled_unsupported),
+    ),
 )
+
+
+# one node in compiled graphs
+
+_SCHEMA = "(Tensor q, Tensor k, Tensor v, int kernel_size, int dilation, float scale, Tensor? bias) -> Tensor"
+_BACK = "(Tensor grad, Tensor q, Tensor k, Tensor v, int kernel_size, int dilation, float scale, Tensor? bias)"
+
+
+@torch.library.custom_op("mixzoo::neighborhood_attention", mutates_args=(), schema=_SCHEMA)
+def _node(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
+) -> Tensor:
+    return map_of(rows_of(NEIGHBORHOOD_ATTENTION_OP(q, k, v, kernel_size, dilation, scale, bias)), q)
+
+
+@_node.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None) -> Tensor:
+    batch, heads, height, width, dim = q.shape
+    return q.new_empty(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4)
+
+
+@torch.library.custom_op("mixzoo::neighborhood_attention_backward", mutates_args=(), schema=f"{_BACK} -> Tensor[]")
+def _node_back(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
+) -> list[Tensor]:
+    plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
+    *maps, table = neighborhood_attention_gradients(grad, q, k, v, plan, scale, bias)
+    return [*maps, q.new_empty(0) if table is None else table]
+
+
+@_node_back.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
+) -> list[Tensor]:
+    batch, heads, height, width, dim = q.shape
+    maps = (q.new_empty(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4) for _ in range(3))
+    return [*maps, q.new_empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, *ctx.options, bias = inputs
+    ctx.save_for_backward(q, k, v, bias)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, bias = ctx.saved_tensors
+    dq, dk, dv, table = _node_back(grad, q, k, v, *ctx.options, bias)
+    return dq, dk, dv, None, None, None, None if bias is None else table
+
+
+_node.register_autograd(_differentiate, setup_context=_keep)
 
 
 @register_notrace_function
@@ -160,9 +275,14 @@ def neighborhood_attention(
 ) -> Tensor:
     """Neighborhood attention by the fastest implementation that applies; see the module's docstring.
 
+    A compiled graph has it as one node, an exported one the plain reference.
+
     Raises:
         ValueError: what `check_shapes` refuses.
     """
+    if torch.compiler.is_compiling() and not exporting():
+        check_shapes(q, kernel_size, dilation, bias)
+        return _node(q, k, v, kernel_size, dilation, scale, bias)
     return NEIGHBORHOOD_ATTENTION_OP(q, k, v, kernel_size, dilation, scale, bias)
 
 

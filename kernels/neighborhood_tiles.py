@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,9 +39,11 @@ class TilePlan:
         queries: (T * num_queries,) flat positions in the map.
         keys: (T * num_keys,) flat positions in the map.
         slots: (H * W,) where in ``queries`` each position is.
+        first: (T * num_queries,) whether a query is there for the first time, and not to fill its tile.
         offsets: (P * num_queries * num_keys,) entries of the flattened bias table; its length where no pair meets.
         classes: (T,) the mask of each tile, among P.
         masked: whether any pair does not meet.
+        entries: length of the flattened bias table.
     """
 
     num_queries: int
@@ -49,9 +51,11 @@ class TilePlan:
     queries: Tensor
     keys: Tensor
     slots: Tensor
+    first: Tensor
     offsets: Tensor
     classes: Tensor
     masked: bool
+    entries: int
 
     @property
     def num_tiles(self) -> int:
@@ -129,10 +133,12 @@ def tile_plan(
     """The tiles of an (H, W) map. Tables hold O(H W) integers and are kept for later calls."""
     tile = tile or choose_tile(size, kernel, dilation)
     rows, cols = (plan_axis(n, kernel, dilation, t) for n, t in zip(size, tile, strict=True))
-    pairs = _pairs(rows, cols, kernel)
+    pairs, slots = _pairs(rows, cols, kernel), _slots(rows, cols)
+    first = np.zeros(rows.queries.size * cols.queries.size, bool)
+    first[slots] = True
     classes = rows.pattern[:, None] * len(cols.patterns) + cols.pattern
 
-    def tensor(array: Ints) -> Tensor:
+    def tensor(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     with torch.inference_mode(False):
@@ -141,8 +147,40 @@ def tile_plan(
             num_keys=rows.keys.shape[1] * cols.keys.shape[1],
             queries=tensor(_outer(rows.queries, cols.queries, size[1])),
             keys=tensor(_outer(rows.keys, cols.keys, size[1])),
-            slots=tensor(_slots(rows, cols)),
+            slots=tensor(slots),
+            first=tensor(first),
             offsets=tensor(pairs.reshape(-1)),
             classes=tensor(classes.reshape(-1)),
             masked=bool((pairs == (2 * kernel - 1) ** 2).any()),
+            entries=(2 * kernel - 1) ** 2,
         )
+
+
+# tensors in tiles
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(B, heads, H, W, D) -> (B, N, heads * D), positions in rows."""
+    batch, _, height, width, _ = x.shape
+    return x.permute(0, 2, 3, 1, 4).reshape(batch, height * width, -1).contiguous()
+
+
+def map_of(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `rows_of`, with the shape of ``like``."""
+    batch, heads, height, width, dim = like.shape
+    return rows.reshape(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4)
+
+
+def additive_masks(plan: TilePlan, bias: Tensor | None, like: Tensor) -> Tensor | None:
+    """(P, heads, queries, keys) additive masks; one head, or None where every pair meets, if there is no bias."""
+    if bias is None and not plan.masked:
+        return None
+    table = like.new_zeros(1, plan.entries) if bias is None else bias.flatten(1).to(like.dtype)
+    table = torch.cat((table, table.new_full((len(table), 1), float("-inf"))), 1)
+    masks = table.index_select(1, plan.offsets)
+    return masks.reshape(len(table), -1, plan.num_queries, plan.num_keys).transpose(0, 1)
+
+
+def take_tiles(rows: Tensor, index: Tensor, count: int, heads: int) -> Tensor:
+    """(B, N, heads * D) and positions of tiles of ``count`` -> (B * tiles, heads, count, D)."""
+    return rows.index_select(1, index).reshape(-1, count, heads, rows.shape[2] // heads).transpose(1, 2)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,11 +18,13 @@ from mixzoo.kernels.neighborhood_attention import (
     neighborhood_attention,
     neighborhood_attention_reference,
 )
+from mixzoo.kernels.neighborhood_gradient import neighborhood_attention_gradients
 from mixzoo.kernels.neighborhood_tiles import choose_tile, tile_plan
 from support import rel_err
 from torch import Tensor
 
-CPU = [c for c in NEIGHBORHOOD_ATTENTION_OP.candidates if c.name in ("tiled",)]
+CANDIDATES = {c.name: c for c in NEIGHBORHOOD_ATTENTION_OP.candidates}
+CPU = [CANDIDATES["tiled"]]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 CASES = (  # height, width, kernel, dilation: odd, non-dividing, as small as can be, one class, many tiles
     (7, 7, 7, 1), (9, 13, 3, 1), (9, 13, 3, 3), (15, 17, 7, 2), (11, 30, 5, 2), (31, 29, 9, 3), (40, 25, 13, 1),
@@ -140,17 +147,101 @@ def test_what_has_no_neighbourhood_is_refused() -> None:
 def test_the_choice_is_explained() -> None:
     args, kwargs = bench_inputs(14, 2)
     assert args[0].shape == (1, 2, 14, 14, 32)
-    assert NEIGHBORHOOD_ATTENTION_OP.explain(*args, **kwargs)["tiled"] is None
+    why = NEIGHBORHOOD_ATTENTION_OP.explain(*args, **kwargs)
+    assert list(why) == ["natten", "triton", "tiled"] and why["tiled"] is None
+    assert "not on cpu" in str(why["natten"]) and "not on cpu" in str(why["triton"])
     assert rel_err(neighborhood_attention(*args, **kwargs), neighborhood_attention_reference(*args, **kwargs)) < 1e-5
+
+
+class Attend(torch.nn.Module):
+    def forward(self, q: Tensor, bias: Tensor) -> Tensor:
+        return neighborhood_attention(q, q * 2, q.flip(2), 3, 2, SCALE, bias)
+
+
+def test_a_compiled_graph_has_one_node() -> None:
+    """The fastest candidate runs inside, at any size, and gradients are those of the reference."""
+    torch._dynamo.reset()
+    compiled = torch.compile(Attend(), fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in ((9, 12), (7, 15)):
+        q, bias = inputs((*size, 3, 2), 2, True, torch.float64)[::3]
+        wanted = neighborhood_attention_reference(q, q * 2, q.flip(2), 3, 2, SCALE, bias)
+        out = compiled(q, bias)
+        assert rel_err(out, wanted) < TOLERANCE[torch.float64]
+        found, right = (torch.autograd.grad(t.square().sum(), (q, bias)) for t in (out, wanted))
+        assert all(rel_err(a, b) < TOLERANCE[torch.float64] for a, b in zip(found, right, strict=True))
+
+
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "plain"))
+def test_the_node_keeps_the_rules_of_operators(bias: bool) -> None:
+    tensors = inputs((9, 7, 3, 2), 2, bias, torch.float64)
+    args = (*tensors[:3], 3, 2, SCALE, tensors[3] if bias else None)
+    torch.library.opcheck(torch.ops.mixzoo.neighborhood_attention.default, args)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "plain"))
+@every_case
+def test_recomputed_gradients(case: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+    """Without a graph, a few tiles at a time, also where tiles repeat a query to be full."""
+    tensors = inputs(case, 2, bias, dtype)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    wanted = reference(exact, case)
+    upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    plan = tile_plan(case[:2], *case[2:], torch.device("cpu"), (4, 3))
+    with torch.no_grad():
+        found = neighborhood_attention_gradients(upstream, *tensors[:3], plan, SCALE, *(tensors[3:] or [None]), step=5)
+    assert (found[3] is None) == (not bias)
+    limit = max(10 * TOLERANCE[dtype], 1e-11)
+    for a, b in zip(found, torch.autograd.grad(wanted, exact, upstream.double()), strict=False):
+        assert a.dtype == dtype and (a - b).abs().max() <= limit * max(1.0, b.abs().max().item())
+
+
+INTERPRETED = """
+import torch
+from test_kernel_neighborhood import CANDIDATES, CASES, SCALE, TOLERANCE, inputs, reference
+from support import rel_err
+torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+assert torch.empty(3).isnan().all()
+for index, dtype in ((0, torch.float16), (2, torch.float32), (3, torch.float32)):
+    case = CASES[index]
+    tensors = inputs(case, 2, index != 2, dtype)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    out = CANDIDATES["triton"].run(*tensors[:3], *case[2:], SCALE, *tensors[3:])
+    wanted = reference(exact, case)
+    assert out.dtype == dtype and rel_err(out, wanted) < TOLERANCE[dtype], (case, dtype)
+    found = torch.autograd.grad(out.double().square().sum(), tensors)
+    right = torch.autograd.grad(wanted.square().sum(), exact)
+    assert all(rel_err(a, b) < 10 * TOLERANCE[dtype] for a, b in zip(found, right, strict=True)), (case, dtype)
+print("passed")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_triton_kernel_interpreted() -> None:
+    """On the CPU, one program after the other; not in bfloat16, which the interpreter multiplies wrongly."""
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "passed", done.stderr[-2000:]
+
+
+def test_natten_gets_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With (B, H, W, heads, D) in and out, by keyword, as `natten.functional.na2d` has it from 0.17 to 0.21."""
+    functional = ModuleType("natten.functional")
+
+    def na2d(query: Tensor, key: Tensor, value: Tensor, *, kernel_size: int, dilation: int, scale: float) -> Tensor:
+        maps = (t.permute(0, 3, 1, 2, 4) for t in (query, key, value))
+        return neighborhood_attention_reference(*maps, kernel_size, dilation, scale).permute(0, 2, 3, 1, 4)
+
+    functional.na2d = na2d  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "natten", ModuleType("natten"))
+    monkeypatch.setitem(sys.modules, "natten.functional", functional)
+    case = CASES[4]
+    tensors = inputs(case, 2, False, torch.float32)
+    assert rel_err(CANDIDATES["natten"].run(*tensors, *case[2:], SCALE), reference(tensors, case)) < 1e-6
 
 
 def test_an_exported_graph_takes_other_sizes() -> None:
     """One program for any batch and map: nothing of the size is a constant, and no tensor has more than five axes."""
-
-    class Attend(torch.nn.Module):
-        def forward(self, q: Tensor, bias: Tensor) -> Tensor:
-            return neighborhood_attention(q, q * 2, q.flip(2), 3, 2, SCALE, bias)
-
     case = (9, 12, 3, 2)
     q, _, _, bias = (t.detach() for t in inputs(case, 2, True, torch.float64))
     dims = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=6), 3: torch.export.Dim("w", min=6)}
