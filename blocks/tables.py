@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -188,3 +189,55 @@ class PositionEmbedding(GridModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + resize_table(self.table, (x.shape[-2], x.shape[-1]), self.resize_mode)
+
+
+def log_offsets(window: Size, device: torch.device | None = None) -> Tensor:
+    """(2h - 1, 2w - 1, 2) float32 offsets of an h x w window, in [-8, 8] and then log-spaced to [-1.06, 1.06].
+
+    Float32 at any precision of the model, as in the authors' code, whose numbers depend on it from the ninth digit on.
+    """
+    axes = [8 * torch.arange(1 - n, n, dtype=torch.float32, device=device) / max(n - 1, 1) for n in window]
+    scaled = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    return scaled.sign() * torch.log2(scaled.abs() + 1.0) / 3.0
+
+
+@register_notrace_module
+class ContinuousBias(nn.Module):
+    """Attention bias by signed offset from a small network (Swin V2, arXiv:2111.09883): defined for every window.
+
+    ``16 sigmoid(mlp(log_offsets))``; ``forward(window)`` gives (heads, N, N), query times key, N positions of a window.
+
+    Args:
+        num_heads: number of heads.
+        window: (h, w) of the window that a folded model has the bias of.
+        hidden: width of the network.
+    """
+
+    def __init__(self, num_heads: int, window: Size, hidden: int = 512) -> None:
+        super().__init__()
+        self.window = window
+        self.mlp = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, num_heads, bias=False))
+
+    def forward(self, window: Size) -> Tensor:
+        first = next(self.mlp.parameters())
+        offsets = log_offsets(window, first.device).to(first.dtype)
+        values = 16 * self.mlp(offsets.flatten(0, 1)).sigmoid()  # (offsets, heads)
+        size = (offsets.shape[0], offsets.shape[1])
+        return values.t()[:, signed_offset_index(window, size, first.device)]
+
+    def folded(self) -> nn.Module:
+        return FixedContinuousBias(self)
+
+
+class FixedContinuousBias(nn.Module):
+    """`ContinuousBias` with the (heads, N, N) bias of one window computed beforehand."""
+
+    expanded: Tensor
+
+    def __init__(self, source: ContinuousBias) -> None:
+        super().__init__()
+        self.window, self.source = source.window, copy.deepcopy(source)
+        self.register_buffer("expanded", source(source.window).detach().clone(), persistent=False)
+
+    def forward(self, window: Size) -> Tensor:
+        return self.expanded if window == self.window else self.source(window)

@@ -21,7 +21,7 @@ KINDS = (
     "ravlt_t", "mavit_t", "flowformer",
     "inline_pvt_tiny", "inline_cswin_tiny",
     "biformer_tiny", "biformer_stl_nchw",
-    "agent_swin_tiny",
+    "agent_swin_tiny", "swinv2_tiny_window8_256",
     "slab_pvt_v2_b0", "slab_swin_t",
     "dinat_mini", "dinat_isotropic_small",
     "pvt_tiny",

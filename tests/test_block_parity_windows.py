@@ -21,6 +21,7 @@ from support import PARITY, golden, image, official_state, rel_err
 from torch import nn
 
 THIN = 16  # every sixteenth channel of an output is kept
+V2 = partial(Mixer, "cosine_window", num_heads=2, window=7)
 V1 = partial(Mixer, "window", num_heads=2)
 SWIN = swin.official_keys()
 AGENT = get_variant("agent_pvt_tiny").spec.keys["official"]
@@ -37,6 +38,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], KeyMap, str, str]] = {
     "swin_v1_attn": (lambda: V1()(64, (14, 14), index=0), SWIN, "x.mix.fn.mixer.", "x.attn."),
     "swin_v1_attn_shift": (lambda: V1()(64, (28, 28), index=1), SWIN, "x.mix.fn.mixer.", "x.attn."),
     "swin_v1_block_shift": (lambda: block(V1(), 1), SWIN, "x.", "x."),
+    "swin_v2_attn": (lambda: V2()(64, (14, 14), index=0), SWIN, "x.mix.fn.mixer.", "x.attn."),
+    "swin_v2_attn_shift": (lambda: V2()(64, (28, 28), index=1), SWIN, "x.mix.fn.mixer.", "x.attn."),
     "agent_attn": (lambda: split_agents()(64, (28, 28)), AGENT, "x.mix.fn.mixer.", "x.attn."),
     "agent_attn_dense": (
         lambda: split_agents(agents=4, pooled=(6, 5))(64, (14, 14)),

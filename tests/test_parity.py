@@ -25,6 +25,7 @@ FAMILIES = (
     "biformer",
     "flowformer",
     "agent",
+    "swin",
     "slab",
     "nat",
     "soft",

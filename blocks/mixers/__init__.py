@@ -33,7 +33,7 @@ from .random import RandomMixer, SpatialLinearMixer
 from .single_head import SingleHeadAttention
 from .soft import SoftAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
-from .window import WindowAttention
+from .window import CosineWindowAttention, WindowAttention
 
 # (dim, grid) -> module; a crossing mixer also takes num_sources, one that differs per block also index
 MixerFactory = Callable[..., nn.Module]
@@ -43,6 +43,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
     "bilevel_routing": BiLevelRoutingAttention,
     "cascaded_group": CascadedGroupAttention,
+    "cosine_window": CosineWindowAttention,
     "cross_window": CrossWindowAttention,
     "depthwise": DepthwiseMixer,
     "enhanced_attention": EnhancedAttention,
