@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from timm.layers import make_divisible
-from torch import nn
+from torch import Tensor, nn
+
+from ..kernels.depthwise_conv2d import depthwise_conv2d
 
 
 def conv_norm(
@@ -65,3 +68,63 @@ def depthwise_conv(dim: int, kernel_size: int = 3) -> nn.Conv2d:
 def pointwise_norm_act(dim: int, out_dim: int, act: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
     """1x1 convolution with bias, BatchNorm, activation."""
     return nn.Sequential(OrderedDict(conv=nn.Conv2d(dim, out_dim, 1), bn=nn.BatchNorm2d(out_dim), act=act()))
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution that keeps the map's size, by the fastest kernel for its side (`depthwise_conv2d`).
+
+    (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        dim: channels.
+        kernel_size: odd.
+        dilation: distance between taps.
+        bias: whether there is one.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, dilation: int = 1, bias: bool = True) -> None:
+        reach = dilation * (kernel_size // 2)
+        super().__init__(dim, dim, kernel_size, padding=reach, dilation=dilation, groups=dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, self.dilation[0])
+
+    def folded(self) -> nn.Module:
+        """A plain convolution, which can be packed."""
+        side, dilation, dim = self.kernel_size[0], self.dilation[0], self.in_channels
+        reach = dilation * (side // 2)
+        plain = nn.Conv2d(dim, dim, side, padding=reach, dilation=dilation, groups=dim, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+
+class BranchedConv(nn.Module):
+    """Conv-BN with a large kernel plus conv-BN with a small one; folding makes one convolution of both.
+
+    (B, C, H, W) -> (B, C', H', W'). Source: structural re-parameterisation, arXiv:2101.03697.
+
+    Args:
+        dim, out_dim: channels.
+        kernel_size: of the large kernel, odd.
+        small: of the small kernel, odd.
+        stride, groups: of both.
+    """
+
+    def __init__(
+        self, dim: int, out_dim: int, kernel_size: int = 7, small: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.large = conv_norm(dim, out_dim, kernel_size, stride, groups)
+        self.small = conv_norm(dim, out_dim, small, stride, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.large(x) + self.small(x)
+
+    def folded(self) -> nn.Module:
+        large, small = self.large, self.small
+        assert isinstance(large, nn.Conv2d) and isinstance(small, nn.Conv2d)
+        assert large.bias is not None and small.bias is not None  # their batch norms are folded
+        edge = (large.kernel_size[0] - small.kernel_size[0]) // 2
+        large.weight.data = large.weight + F.pad(small.weight, (edge, edge, edge, edge))
+        large.bias.data = large.bias + small.bias
+        return large

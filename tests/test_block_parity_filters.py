@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from mixzoo.blocks.mixers import MIXERS
-from mixzoo.zoo.keys import KeyMap
+from mixzoo.blocks.stage import BlockSite, MixerChoice, Plain, build_block
+from mixzoo.zoo import ffnet
+from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err
+from timm.layers import SqueezeExcite
 from torch import nn
+
+FFNET = ffnet.build().keys["official"]
+
+
+def ffnet_block() -> nn.Module:
+    mix, ffn = ffnet.block(7, 1e-5)
+    parts = (mix, Plain("se", partial(SqueezeExcite, rd_ratio=0.25)), ffn)
+    return build_block(parts, MixerChoice(ffnet.mixer(7)), BlockSite(64, (16, 16), 0, 1))
+
+
+def _inside(keys: KeyMap, ours: str, theirs: str) -> KeyMap:
+    """``keys`` for a module that is at ``ours`` in the model."""
+    return KeyMap((*rename((r"^", ours)), *keys.rules, *rename((rf"^{theirs}", ""))), keys.views)
+
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
     "aff_mixer": (lambda: MIXERS["frequency_filter"](64), KeyMap()),
+    "ffnified_attention_k3": (
+        lambda: ffnet.mixer(3)(64, (16, 16)),
+        _inside(FFNET, "stages.0.blocks.0.mix.fn.mixer.", r"stages\.0\.0\.token_mixer\.0\.main\."),
+    ),
+    "ffnified_attention_k7": (
+        lambda: MIXERS["ffnified_attention"](64),
+        _inside(FFNET, "stages.0.blocks.0.mix.fn.mixer.", r"stages\.0\.0\.token_mixer\.0\.main\."),
+    ),
+    "ffnet_block": (ffnet_block, _inside(FFNET, "stages.0.blocks.0.", r"stages\.0\.0\.")),
 }
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import mixzoo
 import pytest
 import torch
+from mixzoo.blocks.conv import BranchedConv
 from mixzoo.blocks.deploy import fold
+from mixzoo.zoo import ffnet
 from mixzoo.zoo.errors import DeployFormError
 from mixzoo.zoo.fill import calibrate_, fill_
 from mixzoo.zoo.weights import CheckpointError, to_official
-from support import TOLERANCE, image, rel_err
+from support import PARITY, TOLERANCE, golden, image, official_state, rel_err
 from torch import nn
 
 SMALL = (
@@ -133,3 +135,30 @@ def test_embeddings_survive() -> None:
         deployed = mixzoo.deploy(model)
         expected = model.forward_head(features, pre_logits=True)
         assert rel_err(deployed.forward_head(deployed.forward_features(x), pre_logits=True), expected) < 1e-9
+
+
+def test_the_authors_deploy_form_loads_by_the_papers_name() -> None:
+    """FFNet's own deploy form, which keeps layer scales, into the folded model and nowhere else."""
+    sizes = {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128), "mlp_kernel": 7, "scale_init": 0.5, "num_classes": 7}
+    merged = mixzoo.create_model("ffnet", **sizes, layers=ffnet.MERGED)
+    state = to_official(fill_(merged).double().eval())
+    assert any(key.endswith("layer_scale") for key in state)
+    model = mixzoo.create_model("ffnet", **sizes).double().eval()
+    x = image((1, 3, 64, 96))
+    with torch.no_grad():
+        for form in FORMS.values():
+            deployed = form(model)
+            deployed.load_state_dict(state)
+            assert rel_err(deployed(x), merged(x)) < TOLERANCE[torch.float64]
+    with pytest.raises(DeployFormError, match=r"mixzoo\.deploy"):
+        model.load_state_dict(state)
+
+
+def test_an_official_deploy_file_gives_a_deploy_form(tmp_path: Path) -> None:
+    meta, arrays = golden("ffnet")
+    file = tmp_path / "reparam.pth"
+    torch.save({"state_dict": official_state(meta["ffnet_1_deploy"])}, file)
+    model = mixzoo.create_model("ffnet_1", checkpoint_path=file, dtype=torch.float64)
+    assert model.deploy_form == "folded" and not any(isinstance(m, BranchedConv) for m in model.modules())
+    with torch.no_grad():
+        assert rel_err(model(image(meta["ffnet_1_deploy"]["input"])), arrays["ffnet_1_deploy/logits"]) <= PARITY

@@ -29,8 +29,11 @@ FAMILIES = (
     "slab",
     "nat",
     "soft",
+    "ffnet",
 )
 HEAVY = (  # smaller members run the same code
+    "ffnet_3",
+    "ffnet_4",
     "ravlt_l",
     "mavit_l",
     "inline_cswin_base",

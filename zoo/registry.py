@@ -24,6 +24,7 @@ from . import (
     deit,
     efficientvit,
     fcaformer,
+    ffnet,
     flowformer,
     inline,
     mavit,
@@ -63,6 +64,7 @@ _MODULES = (
     slab,
     nat,
     soft,
+    ffnet,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}

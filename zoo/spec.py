@@ -77,6 +77,7 @@ class BackboneSpec:
         first_conv: name of the convolution that sees the image.
         weights_key: entry of the official files that holds the weights, preferred over others.
         keys: names of other checkpoints' tensors, by the form's name ("official", "timm").
+        merged: the same model with the tensors of the authors' own deploy form, where they have one.
     """
 
     stem: StemFactory
@@ -91,6 +92,7 @@ class BackboneSpec:
     first_conv: str = "stem.conv"
     weights_key: str | None = None
     keys: Mapping[str, KeyMap] = field(default_factory=dict)
+    merged: BackboneSpec | None = None
 
     def with_mixers(self, mixers: Mixers) -> BackboneSpec:
         """The spec with other token mixers: one for every stage that mixes, or a list with one per stage.

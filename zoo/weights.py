@@ -117,9 +117,9 @@ def to_own_keys(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, 
     form = recognise(model, state_dict)
     if form == "own":
         return state_dict
-    if form == "train":
-        return _through_deploy(model, state_dict)
-    if form == "deploy":
+    if form in ("train", "merged") and deploy_form(model):
+        return _through_deploy(model, state_dict, form)
+    if form in ("deploy", "merged"):
         raise DeployFormError(
             f"These weights are the deploy form of {_name(model)}, whose batch norms are folded away: load them into "
             "mixzoo.deploy(model), or pass the file as checkpoint_path= to mixzoo.create_model, which returns that "
@@ -131,22 +131,29 @@ def to_own_keys(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, 
 def recognise(model: Backbone, state_dict: Mapping[str, Any]) -> str:
     """The form of ``state_dict``: 'own', a form of the model's spec ('official', 'timm'), 'deploy', or 'train'.
 
-    'train' is any form of the unfolded model, offered to a model in deploy form. What matches nothing is 'own'.
+    'train' is any form of the unfolded model, offered to a model in deploy form, and 'merged' the authors' own deploy
+    form. What matches nothing is 'own'.
     """
     own = [k for k in model.state_dict() if not k.endswith(_COUNTERS)]
+    merged = 0.0
+    if model.spec.merged:
+        with torch.device("meta"):
+            merged = _form_share(rebuilt(model, merged=True), state_dict)
     if deploy_form(model):
-        other = rebuilt(model)
-        theirs = [k for k in other.state_dict() if not k.endswith(_COUNTERS)]
-        trained = max(_share(map(m.foreign_tensor, theirs), state_dict) for m in _maps(other))
-        return "train" if trained > _share(own, state_dict) else "own"
+        shares = {"own": _share(own, state_dict), "train": _form_share(rebuilt(model), state_dict), "merged": merged}
+        return max(shares, key=lambda name: shares[name])
     shares = {"own": _share(own, state_dict)}
     shares |= {name: _share(map(keys.foreign_tensor, own), state_dict) for name, keys in model.spec.keys.items()}
     best = max(shares, key=lambda name: shares[name])
+    if merged > shares[best]:
+        return "merged"
     return "deploy" if shares[best] < 1 and _is_deployed(model, state_dict, shares[best]) else best
 
 
-def _maps(model: Backbone) -> list[KeyMap]:
-    return [*model.spec.keys.values(), KeyMap()]
+def _form_share(model: Backbone, state_dict: Mapping[str, Any]) -> float:
+    """Share of the tensors of ``model`` that ``state_dict`` has, under the best fitting names."""
+    own = [k for k in model.state_dict() if not k.endswith(_COUNTERS)]
+    return max(_share(map(keys.foreign_tensor, own), state_dict) for keys in (*model.spec.keys.values(), KeyMap()))
 
 
 def _share(keys: Any, state_dict: Mapping[str, Any]) -> float:
@@ -160,10 +167,12 @@ def _is_deployed(model: Backbone, state_dict: Mapping[str, Any], share: float) -
     return _share(folded, state_dict) > share
 
 
-def rebuilt(model: Backbone, img_size: Size | None = None) -> Backbone:
-    """A fresh model of the same build in training form, for ``img_size`` where one is given."""
+def rebuilt(model: Backbone, img_size: Size | None = None, merged: bool = False) -> Backbone:
+    """A fresh model of the same build in training form, or ``merged``, for ``img_size`` where one is given."""
+    spec = model.spec.merged if merged else model.spec
+    assert spec is not None
     return type(model)(
-        model.spec,
+        spec,
         num_classes=model.num_classes,
         in_chans=model.in_chans,
         global_pool=model.head.global_pool.pool_type,
@@ -171,9 +180,9 @@ def rebuilt(model: Backbone, img_size: Size | None = None) -> Backbone:
     )
 
 
-def _through_deploy(model: Backbone, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A train-form ``state_dict`` in the deploy form that ``model`` has."""
-    other = rebuilt(model)
+def _through_deploy(model: Backbone, state_dict: Mapping[str, Any], form: str) -> Mapping[str, Any]:
+    """A train-form or merged ``state_dict`` in the deploy form that ``model`` has."""
+    other = rebuilt(model, merged=form == "merged").to(next(model.parameters()).dtype)
     other.load_state_dict(state_dict)
     return redeploy(other, deploy_form(model)).state_dict()
 

@@ -46,6 +46,17 @@ def residual_depthwise_mlp(ratio: float = 3.5, act: Callable[[], nn.Module] = nn
     return partial(_residual_depthwise_mlp, ratio=ratio, act=act)
 
 
+def local_mlp(local: ChannelFactory, ratio: float = 4.0, act: Callable[[], nn.Module] = nn.GELU) -> ChannelFactory:
+    """Factory of ``local``, which mixes near positions, then 1x1 conv, activation, 1x1 conv, both with bias."""
+    return partial(_local_mlp, local=local, ratio=ratio, act=act)
+
+
+def _local_mlp(dim: int, local: ChannelFactory, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
+    hidden = int(ratio * dim)
+    fc1, fc2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
+    return nn.Sequential(OrderedDict(local=local(dim), fc1=fc1, act=act(), fc2=fc2))
+
+
 def _conv_mlp(dim: int, ratio: float, act: Callable[[], nn.Module], bias: bool) -> nn.Module:
     return ConvMlp(dim, int(ratio * dim), act_layer=act, bias=bias)  # type: ignore[arg-type]
 

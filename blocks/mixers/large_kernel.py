@@ -6,20 +6,28 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from ...kernels.depthwise_conv2d import decomposed
+from ..conv import DepthwiseConv2d
 from ..geometry import Size
 from ..residual import FoldedResidual
 
 
 class LargeKernelGate(nn.Module):
-    """``x * conv1x1(dilated 7x7 depthwise(5x5 depthwise(x)))``: a 21 x 21 receptive field from three small kernels.
+    """``x * conv1x1(dilated depthwise(depthwise(x)))``: the receptive field of a large kernel from three small ones.
 
     (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        dim: channels.
+        kernel_size: side of the large kernel; 21 is made of 5 x 5 and 7 x 7.
+        dilation: of the second convolution.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, kernel_size: int = 21, dilation: int = 3) -> None:
         super().__init__()
-        self.conv0 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.conv_spatial = nn.Conv2d(dim, dim, 7, padding=9, groups=dim, dilation=3)
+        plain, dilated = decomposed(kernel_size, dilation)
+        self.conv0 = DepthwiseConv2d(dim, plain)
+        self.conv_spatial = DepthwiseConv2d(dim, dilated, dilation)
         self.conv1 = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,13 +40,14 @@ class LargeKernelAttention(nn.Module):
     Args:
         dim: channels.
         grid: unused.
+        kernel_size, dilation: of the gate's large kernel.
     """
 
-    def __init__(self, dim: int, grid: Size | None = None) -> None:
+    def __init__(self, dim: int, grid: Size | None = None, kernel_size: int = 21, dilation: int = 3) -> None:
         super().__init__()
         self.proj_1 = nn.Conv2d(dim, dim, 1)
         self.act = nn.GELU()
-        self.gate = LargeKernelGate(dim)
+        self.gate = LargeKernelGate(dim, kernel_size, dilation)
         self.proj_2 = nn.Conv2d(dim, dim, 1)
 
     def folded(self) -> nn.Module:
