@@ -22,8 +22,8 @@ def test_published_parameters_and_maps(name: str) -> None:
     (last,) = model.forward_intermediates(x, indices=1, intermediates_only=True)
     assert tuple(last.shape[-2:]) == cfg["pool_size"]
     prefix, positions = variant.spec.stages[-1].prefix, last.shape[2] * last.shape[3]
-    tokens = (1, prefix + positions, model.num_features)
-    assert model.forward_features(x).shape == (tokens if prefix else last.shape)
+    tokens, widened = (1, prefix + positions, model.num_features), (1, model.num_features, *cfg["pool_size"])
+    assert model.forward_features(x).shape == (tokens if prefix else widened)
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3
 
 

@@ -17,9 +17,9 @@ from .agent import AgentAttention
 from .attention import Attention, RelativeAttention
 from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
+from .conv import DepthwiseMixer, FFNifiedAttention, SeparableConvMixer
 from .cross_window import CrossWindowAttention
 from .flow import FlowAttention
-from .conv import DepthwiseMixer, FFNifiedAttention, SeparableConvMixer
 from .forward_cross import ForwardCrossAttention
 from .frequency import FrequencyFilterMixer
 from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
