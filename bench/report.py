@@ -42,19 +42,20 @@ def _cells(row: Row) -> list[str]:
     return [
         row.model,
         source + row.form,
-        _number(row.median_ms, ".2f"),
-        _number(row.p90_ms, ".2f"),
-        _number(row.throughput, ".1f"),
-        _number(row.peak_memory_mb, ".0f"),
-        _number(row.macs_g, ".2f"),
-        _number(row.speedup, ".2f"),
-        _number(row.paired_speedup, ".2f"),
-        _number(row.error, ".0e"),
+        number(row.median_ms, ".2f"),
+        number(row.p90_ms, ".2f"),
+        number(row.throughput, ".1f"),
+        number(row.peak_memory_mb, ".0f"),
+        number(row.macs_g, ".2f"),
+        number(row.speedup, ".2f"),
+        number(row.paired_speedup, ".2f"),
+        number(row.error, ".0e"),
         row.reason or (row.baseline or "").removeprefix("mixzoo "),
     ]
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
+    """``value`` in a format, or nothing."""
     return "" if value is None else format(value, spec)
 
 
@@ -96,10 +97,15 @@ def summary_lines(rows: Iterable[Row]) -> list[str]:
 
 def full_report(rows: Sequence[Row], machine: Mapping[str, Any]) -> RenderableType:
     """The table, the machine it was taken on, and the means."""
+    return Group(table(rows), *describe(machine), *summary_lines(rows))
+
+
+def describe(machine: Mapping[str, Any]) -> list[str]:
+    """Lines that tell what a measurement was taken on, and whether it can be trusted."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     place = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_1min']} at the start; {versions}"
-    busy = "The machine was busy with other work, so these figures are rough." if _was_busy(machine) else ""
-    return Group(table(rows), place, *filter(None, [busy]), *summary_lines(rows))
+    busy = "The machine was busy with other work, so these figures are rough."
+    return [place, busy] if _was_busy(machine) else [place]
 
 
 def _was_busy(machine: Mapping[str, Any]) -> bool:

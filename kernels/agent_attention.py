@@ -118,6 +118,15 @@ def _channel_major_unsupported(
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: side x side positions and 7 x 7 agents with both biases."""
+    count, width = side * side, dim // heads
+    q, k, v = (torch.randn(1, heads, count, width) for _ in range(3))
+    agents = torch.randn(1, heads, 49, width)
+    biases = {"bias_in": torch.randn(heads, 49, count), "bias_out": torch.randn(heads, count, 49)}
+    return (q, k, v, agents, width**-0.5), biases
+
+
 AGENT_ATTENTION_OP = Op(
     "agent_attention",
     agent_attention_reference,
@@ -125,6 +134,7 @@ AGENT_ATTENTION_OP = Op(
         Candidate("sdpa", _fused, _fused_unsupported),
         Candidate("channel_major", _channel_major, _channel_major_unsupported),
     ),
+    bench_inputs,
 )
 
 
@@ -140,12 +150,3 @@ def agent_attention(
 ) -> Tensor:
     """Agent attention by the fastest implementation that applies; see the module's docstring for shapes."""
     return AGENT_ATTENTION_OP(q, k, v, agents, scale, bias_in, bias_out)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: side x side positions and 7 x 7 agents with both biases."""
-    count, width = side * side, dim // heads
-    q, k, v = (torch.randn(1, heads, count, width) for _ in range(3))
-    agents = torch.randn(1, heads, 49, width)
-    biases = {"bias_in": torch.randn(heads, 49, count), "bias_out": torch.randn(heads, count, 49)}
-    return (q, k, v, agents, width**-0.5), biases

@@ -8,6 +8,8 @@ Source: Vaswani et al., arXiv:1706.03762.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
@@ -54,14 +56,21 @@ def _batched_unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Te
     return None
 
 
-_attention = Op(
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a map of side x side tokens with ``dim`` channels."""
+    q, k, v = torch.randn(3, 1, heads, side * side, dim // heads)
+    return (q, k, v, (dim // heads) ** -0.5), {}
+
+
+ATTENTION_OP = Op(
     "attention",
     attention_reference,
     (Candidate("sdpa", _fused, _fused_unsupported), Candidate("baddbmm", _batched, _batched_unsupported)),
+    bench_inputs,
 )
 
 
 @register_notrace_function
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """Softmax attention by the fastest implementation that applies; see the module's docstring for shapes."""
-    return _attention(q, k, v, scale, bias)
+    return ATTENTION_OP(q, k, v, scale, bias)

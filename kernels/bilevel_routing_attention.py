@@ -189,10 +189,21 @@ def _tiled_unsupported(
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: a map of side x side with ``dim`` channels in 7 x 7 regions, routed as in BiFormer.
+
+    Its stages, at sides of 56, 28 and 14, attend to 1, 4 and 16 regions.
+    """
+    maps = torch.randn(1, 3 * dim, side, side).contiguous(memory_format=torch.channels_last).chunk(3, dim=1)
+    topk = min(16, max(1, (56 // side) ** 2))
+    return (*maps, (-(-side // 7),) * 2, topk, heads, dim**-0.5), {}
+
+
 BILEVEL_ROUTING_ATTENTION_OP = Op(
     "bilevel_routing_attention",
     bilevel_routing_attention_reference,
     (Candidate("whole", _whole_map, _whole_map_unsupported), Candidate("tiled", _tiled, _tiled_unsupported)),
+    bench_inputs,
     exported=bilevel_routing_attention_indexed,
 )
 
@@ -211,13 +222,3 @@ def bilevel_routing_attention(
         scale: of the logits between tokens.
     """
     return BILEVEL_ROUTING_ATTENTION_OP(q, k, v, region, topk, num_heads, scale)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of side x side with ``dim`` channels in 7 x 7 regions, routed as in BiFormer.
-
-    Its stages, at sides of 56, 28 and 14, attend to 1, 4 and 16 regions.
-    """
-    maps = torch.randn(1, 3 * dim, side, side).contiguous(memory_format=torch.channels_last).chunk(3, dim=1)
-    topk = min(16, max(1, (56 // side) ** 2))
-    return (*maps, (-(-side // 7),) * 2, topk, heads, dim**-0.5), {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,15 +30,17 @@ class Op:
     """A functional op: the first applicable candidate runs, and the reference under export or when none applies.
 
     Attributes:
-        name: what messages call it.
-        reference: the plain truth.
-        candidates: faster implementations, the most wanted first.
+        name: as in ``mixzoo bench --op``.
+        reference: the equation in plain PyTorch.
+        candidates: faster implementations, the one to prefer first.
+        sample: (side, heads, dim) -> (args, kwargs) for a map of side x side tokens at batch 1, to measure with.
         exported: what runs under export instead of a reference that is slow, or has no operators, in other runtimes.
     """
 
     name: str
     reference: Callable[..., Tensor]
-    candidates: Sequence[Candidate] = field(default_factory=tuple)
+    candidates: Sequence[Candidate]
+    sample: Callable[[int, int, int], tuple[tuple[Any, ...], dict[str, Any]]]
     exported: Callable[..., Tensor] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:

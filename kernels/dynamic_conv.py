@@ -44,10 +44,16 @@ def _grouped_unsupported(x: Tensor, kernels: Tensor) -> str | None:
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: a map of ``dim`` channels and kernels of 3 x 3; heads play no part."""
+    return (torch.randn(1, dim, side, side), torch.randn(1, dim, 3, 3)), {}
+
+
 DYNAMIC_DEPTHWISE_CONV_OP = Op(
     "dynamic_depthwise_conv",
     dynamic_depthwise_conv_reference,
     (Candidate("grouped", _grouped, _grouped_unsupported),),
+    bench_inputs,
 )
 
 
@@ -55,8 +61,3 @@ DYNAMIC_DEPTHWISE_CONV_OP = Op(
 def dynamic_depthwise_conv(x: Tensor, kernels: Tensor) -> Tensor:
     """Depthwise convolution with kernels per sample; see the module's docstring for shapes."""
     return DYNAMIC_DEPTHWISE_CONV_OP(x, kernels)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of ``dim`` channels and kernels of 3 x 3; heads play no part."""
-    return (torch.randn(1, dim, side, side), torch.randn(1, dim, 3, 3)), {}

@@ -72,10 +72,17 @@ def _channel_major_unsupported(q: Tensor, k: Tensor, v: Tensor, guard: float = 0
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+    """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
+    maps = torch.randn(3, 1, heads, dim // heads, side * side)
+    return tuple(t.transpose(-2, -1) for t in maps), {}
+
+
 FLOW_ATTENTION_OP = Op(
     "flow_attention",
     flow_attention_reference,
     (Candidate("channel_major", _channel_major, _channel_major_unsupported),),
+    bench_inputs,
 )
 
 
@@ -88,9 +95,3 @@ def flow_attention(q: Tensor, k: Tensor, v: Tensor, guard: float = 0.0) -> Tenso
         guard: added to every flow.
     """
     return FLOW_ATTENTION_OP(q, k, v, guard)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
-    """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
-    maps = torch.randn(3, 1, heads, dim // heads, side * side)
-    return tuple(t.transpose(-2, -1) for t in maps), {}

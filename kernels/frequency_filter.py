@@ -118,7 +118,17 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
 
 
-FREQUENCY_FILTER_OP = Op("frequency_filter", frequency_filter_reference, (Candidate("fft", _fast, _fast_unsupported),))
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+    """Arguments of the op for a map of side x side with ``heads * dim`` channels in 8 groups, at batch 1."""
+    width = heads * dim // 8
+    shapes = ((2, 8, width, width), (2, 8, width)) * 2
+    weights = (torch.randn(shape) / width**0.5 for shape in shapes)
+    return (torch.randn(1, heads * dim, side, side), *weights), {}
+
+
+FREQUENCY_FILTER_OP = Op(
+    "frequency_filter", frequency_filter_reference, (Candidate("fft", _fast, _fast_unsupported),), bench_inputs
+)
 
 
 @register_notrace_function
@@ -135,11 +145,3 @@ def frequency_filter(
         with torch.autocast(x.device.type, enabled=False):
             return FREQUENCY_FILTER_OP(x, w1, b1, w2, b2, act, threshold).to(x.dtype)
     return FREQUENCY_FILTER_OP(x, w1, b1, w2, b2, act, threshold).to(x.dtype)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
-    """Arguments of the op for a map of side x side with ``heads * dim`` channels in 8 groups, at batch 1."""
-    width = heads * dim // 8
-    shapes = ((2, 8, width, width), (2, 8, width)) * 2
-    weights = (torch.randn(shape) / width**0.5 for shape in shapes)
-    return (torch.randn(1, heads * dim, side, side), *weights), {}

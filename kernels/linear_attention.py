@@ -188,10 +188,17 @@ def _channel_major_unsupported(
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+    """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
+    maps = torch.randn(3, 1, heads, dim // heads, side * side)
+    return tuple(t.transpose(-2, -1) for t in maps), {}
+
+
 LINEAR_ATTENTION_OP = Op(
     "linear_attention",
     linear_attention_reference,
     (Candidate("channel_major", _channel_major, _channel_major_unsupported),),
+    bench_inputs,
 )
 
 
@@ -211,9 +218,3 @@ def linear_attention(
         ValueError: no such kind.
     """
     return LINEAR_ATTENTION_OP(q, k, v, kind, scale, rope)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
-    """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
-    maps = torch.randn(3, 1, heads, dim // heads, side * side)
-    return tuple(t.transpose(-2, -1) for t in maps), {}

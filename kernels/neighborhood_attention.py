@@ -207,6 +207,12 @@ def _natten_unsupported(
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a map of side x side with ``dim`` channels, as a mixer has them: 7 x 7 windows, with a bias."""
+    maps = torch.randn(3, 1, heads, dim // heads, side, side).permute(0, 1, 2, 4, 5, 3)
+    return (*maps, 7, 1, (dim // heads) ** -0.5), {"bias": torch.randn(heads, 13, 13)}
+
+
 NEIGHBORHOOD_ATTENTION_OP = Op(
     "neighborhood_attention",
     neighborhood_attention_reference,
@@ -215,6 +221,7 @@ NEIGHBORHOOD_ATTENTION_OP = Op(
         Candidate("triton", _fused, _fused_unsupported),
         Candidate("tiled", _tiled, _tiled_unsupported),
     ),
+    bench_inputs,
 )
 
 
@@ -284,9 +291,3 @@ def neighborhood_attention(
         check_shapes(q, kernel_size, dilation, bias)
         return _node(q, k, v, kernel_size, dilation, scale, bias)
     return NEIGHBORHOOD_ATTENTION_OP(q, k, v, kernel_size, dilation, scale, bias)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments for a map of side x side with ``dim`` channels, as a mixer has them: 7 x 7 windows, with a bias."""
-    maps = torch.randn(3, 1, heads, dim // heads, side, side).permute(0, 1, 2, 4, 5, 3)
-    return (*maps, 7, 1, (dim // heads) ** -0.5), {"bias": torch.randn(heads, 13, 13)}

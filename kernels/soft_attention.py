@@ -180,6 +180,12 @@ def _tiled_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool 
     return _channel_major_unsupported(q, landmarks, v)
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
+    """Arguments for a map of side x side tokens with 7 x 7 landmarks, in the memory order that a mixer hands over."""
+    maps = torch.randn(2, 1, heads, dim // heads, side * side) / (dim // heads) ** 0.25
+    return (maps[0].transpose(-2, -1), torch.randn(1, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}
+
+
 SOFT_ATTENTION_OP = Op(
     "soft_attention",
     soft_attention_reference,
@@ -187,6 +193,7 @@ SOFT_ATTENTION_OP = Op(
         Candidate("tiled", _tiled, _tiled_unsupported),
         Candidate("channel_major", _channel_major, _channel_major_unsupported),
     ),
+    bench_inputs,
 )
 
 
@@ -199,9 +206,3 @@ def soft_attention(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = Fa
         symmetric: the inverse of SOFT++, not that of SOFT.
     """
     return SOFT_ATTENTION_OP(q, landmarks, v, symmetric)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
-    """Arguments for a map of side x side tokens with 7 x 7 landmarks, in the memory order that a mixer hands over."""
-    maps = torch.randn(2, 1, heads, dim // heads, side * side) / (dim // heads) ** 0.25
-    return (maps[0].transpose(-2, -1), torch.randn(1, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}

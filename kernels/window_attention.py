@@ -160,8 +160,14 @@ def _fused_unsupported(
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: a map of side x side in shifted windows of 7 x 7 with a bias."""
+    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 49, 49)
+    return (qkv, heads, (7, 7), (dim // heads) ** -0.5), {"bias": bias, "shift": (3, 3)}
+
+
 WINDOW_ATTENTION_OP = Op(
-    "window_attention", window_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),)
+    "window_attention", window_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),), bench_inputs
 )
 
 
@@ -171,9 +177,3 @@ def window_attention(
 ) -> Tensor:
     """Window attention by the fastest implementation that applies; see the module's docstring for shapes."""
     return WINDOW_ATTENTION_OP(qkv, num_heads, window, scale, bias, shift)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of side x side in shifted windows of 7 x 7 with a bias."""
-    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 49, 49)
-    return (qkv, heads, (7, 7), (dim // heads) ** -0.5), {"bias": bias, "shift": (3, 3)}

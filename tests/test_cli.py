@@ -12,6 +12,7 @@ import mixzoo
 import pytest
 import torch
 from click.testing import Result
+from mixzoo.blocks.mixers import MIXERS
 from mixzoo.zoo import cli
 from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.registry import VARIANTS
@@ -67,6 +68,16 @@ def test_list_as_a_table_has_the_figures() -> None:
     for text in ("name", "family", "mixers", "params", "MACs", "top-1", "weights", f"{variant.top1:g}", "yes"):
         assert text in out
     assert "\x1b[" not in out
+
+
+def test_list_shows_every_mixer() -> None:
+    rows = records("list", "--mixers")
+    assert [row["name"] for row in rows] == sorted(MIXERS)
+    assert all(row["description"] and "->" not in row["description"] for row in rows)
+    (window,) = records("list", "large_k", "--mixers")
+    assert window["families"] == ["van"] and window["papers"] == ["2202.09741"]
+    assert "large_kernel" in mixzoo_command("list", "--mixers").stdout
+    assert "No mixer" in refused("list", "nothing_like_it", "--mixers")
 
 
 def test_info_tells_what_is_known() -> None:
@@ -332,7 +343,7 @@ def test_version_and_module_form() -> None:
 
 def test_every_command_explains_itself() -> None:
     names = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
-    assert set(names) == {"list", "info", "predict", "export", "bench", "plot", "train", "doctor"}
+    assert set(names) == {"list", "info", "predict", "export", "bench", "plot", "train", "compare", "doctor"}
     for name in names:
         assert "Usage" in mixzoo_command(name, "--help").stdout
 

@@ -126,11 +126,16 @@ def list_(
     pattern: Annotated[str, typer.Argument(metavar="[GLOB]", help="A glob or a part of the name.")] = "",
     family: Annotated[str, typer.Option(help="Only this family.")] = "",
     mixer: Annotated[str, typer.Option(help="Only models with this token mixer.")] = "",
+    mixers: Annotated[bool, typer.Option("--mixers", help="List the token mixers instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the models of the zoo. Parameters, MACs and accuracies are those that the papers state."""
     from . import listing
 
+    if mixers:
+        found = listing.mixer_rows(pattern)
+        show_json(found) if as_json else show(listing.mixers_table(found))
+        return
     rows = [listing.summary(variant) for variant in listing.find_models(pattern, family, mixer)]
     show_json(rows) if as_json else show(listing.models_table(rows))
 
@@ -225,7 +230,7 @@ def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
 
 @app.command()
 def bench(
-    models: Annotated[list[str], typer.Argument(help="Names or globs of models.", show_default=False)],
+    models: Annotated[list[str] | None, typer.Argument(help="Names or globs of models.", show_default=False)] = None,
     form: Annotated[str, typer.Option(help="Of eager, deploy, compile, onnxruntime.")] = "eager,deploy",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of ONNX Runtime.")] = 2,
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
@@ -234,14 +239,24 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Interleaved turns that every form gets.")] = 30,
     checkpoint: Checkpoint = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, each form in a process of its own.")] = True,
+    op: Annotated[str, typer.Option(help="A functional op instead of models: its implementations side by side.")] = "",
+    sides: Annotated[str, typer.Option(help="With --op: maps of side x side tokens.")] = "14,28,56,112,128",
+    heads: Annotated[str, typer.Option(help="With --op: head counts.")] = "2,4",
     out: Annotated[Path | None, typer.Option(help="Write JSON lines to this file, model by model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
-    """Time models in their forms, in interleaved turns, and compare medians."""
+    """Time models in their forms, or the implementations of an op, in interleaved turns, and compare medians."""
     from ..bench import report, run
     from ..bench.machine import describe_machine
     from .listing import expand
 
+    if op:
+        if models:
+            raise typer.BadParameter("give models or --op, not both.")
+        _bench_op(op, _numbers(sides, "--sides"), _numbers(heads, "--heads"), threads, out, as_json)
+        return
+    if not models:
+        raise typer.BadParameter("name a model, or an op with --op.", param_hint="MODELS")
     settings = run.Settings(_split(form), threads, batch, _one_size(size), against or None, runs, memory)
     names = expand(models)
     machine, rows = describe_machine(), []
@@ -259,6 +274,33 @@ def bench(
         raise MixzooError(f"{', '.join(broken)} could not be timed: the table says why.")
     if not any(row.median_ms for row in rows):
         raise MixzooError("Nothing could be timed: the table says why.")
+
+
+def _bench_op(
+    name: str, sides: tuple[int, ...], heads: tuple[int, ...], threads: int, out: Path | None, as_json: bool
+) -> None:
+    from ..bench import op_report, ops
+    from ..bench.machine import describe_machine
+    from .files import atomic_write
+
+    settings = ops.OpSettings(sides=sides, heads=heads, threads=threads)
+    machine, rows = describe_machine(), []
+    with progress(ops.count_steps(settings)) as step:
+        for measured in ops.bench_op(name, settings, step):
+            rows += measured
+            if out:
+                atomic_write(out, op_report.json_lines(rows, machine))
+    if as_json:
+        typer.echo(op_report.json_lines(rows, machine), nl=False)
+    else:
+        show(op_report.full_report(rows, machine))
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in _split(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers, such as 14,28.", param_hint=option) from None
 
 
 def _one_size(text: str) -> tuple[int, int] | None:
@@ -300,6 +342,22 @@ def train(
         fail(str(error), BAD_USAGE)
     result = run(wanted, out=out)
     typer.echo(f"{100 * result.accuracy:.2f} % of the test images are right; the run is in {result.checkpoint}")
+
+
+@app.command()
+def compare(
+    shell: Annotated[str, typer.Option(help="The model that every mixer is put into.")] = "poolformer_s12",
+    mixers: Annotated[str, typer.Option(help="Names of mixers, separated by commas, or all.")] = "all",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, for all mixers alike.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs, the figures and the picture.")] = Path("compare"),
+) -> None:
+    """Train one shell with each token mixer under identical settings, and measure them side by side."""
+    from ..train.compare import compare as run
+    from ..train.compare import table
+
+    show(table(run(shell, _split(mixers), out, overrides or [])))
 
 
 @app.command()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
+import re
+import sys
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -66,6 +69,36 @@ def _mixers() -> list[str]:
 def _used(variant: Variant) -> list[str]:
     """The mixers of a variant, each once, in the order of their stages; a stage may have two ("agent+window")."""
     return list(dict.fromkeys(name for names in variant.mixers for name in names.split("+")))
+
+
+def mixer_rows(pattern: str = "") -> list[Record]:
+    """Rows of `mixzoo list --mixers`: every token mixer that any model can be built with, and who uses it.
+
+    Raises:
+        NothingFoundError: no mixer's name matches ``pattern`` (a glob, or part of the name).
+    """
+    glob = pattern if any(c in pattern for c in GLOB) else f"*{pattern}*"
+    rows = [_mixer_row(name) for name in sorted(MIXERS) if fnmatch.fnmatch(name, glob)]
+    if not rows:
+        raise NothingFoundError("No mixer has such a name: `mixzoo list --mixers` shows them all.")
+    return rows
+
+
+def _mixer_row(name: str) -> Record:
+    users = [v for v in VARIANTS.values() if name in v.mixers]
+    text = inspect.getdoc(MIXERS[name]) or ""
+    papers = set(re.findall(r"\d{4}\.\d{4,5}", f"{text} {sys.modules[MIXERS[name].__module__].__doc__}"))
+    options = [
+        p for p in inspect.signature(MIXERS[name]).parameters if p not in ("dim", "grid", "num_sources", "index")
+    ]
+    return {
+        "name": name,
+        "description": re.split(r"[:.](?:\s|$)", text, maxsplit=1)[0].replace("\n", " ").replace("`", ""),
+        "papers": sorted(papers),
+        "options": options,
+        "families": list(dict.fromkeys(v.family for v in users)),
+        "models": len(users),
+    }
 
 
 def summary(variant: Variant) -> Record:
@@ -147,6 +180,18 @@ def models_table(rows: Sequence[Record]) -> Table:
         numbers = (_number(row["params_m"]), _number(row["macs_g"]), str(row["resolution"]), _number(row["top1"]))
         mixers = ", ".join(row["mixers"])
         table.add_row(row["name"], row["family"], mixers, *numbers, "yes" if row["weights"] else "no")
+    return table
+
+
+def mixers_table(rows: Sequence[Record]) -> Table:
+    """`mixer_rows`."""
+    caption = f"{len(rows)} mixers; mixzoo.create_model(MODEL, mixer=NAME) puts one into any model"
+    table = Table(header_style="bold", caption=caption, caption_justify="left")
+    for heading in ("name", "what it is", "papers", "options", "families"):
+        table.add_column(heading, no_wrap=heading == "name", overflow="fold")
+    for row in rows:
+        lists = (", ".join(row[key]) for key in ("papers", "options", "families"))
+        table.add_row(row["name"], row["description"], *lists)
     return table
 
 

@@ -8,7 +8,7 @@ from ..geometry import Size
 
 
 class IdentityMixer(nn.Identity):
-    """(B, C, H, W) -> the same tensor."""
+    """No mixing: (B, C, H, W) -> the same tensor."""
 
     def __init__(self, dim: int, grid: Size | None = None) -> None:
         super().__init__()

@@ -35,7 +35,9 @@ class LargeKernelGate(nn.Module):
 
 
 class LargeKernelAttention(nn.Module):
-    """``x + proj_2(gate(gelu(proj_1(x))))``: (B, C, H, W) -> (B, C, H, W), with its own shortcut from its input.
+    """Large kernel attention: ``x + proj_2(gate(gelu(proj_1(x))))``, with its own shortcut from its input.
+
+    (B, C, H, W) -> (B, C, H, W).
 
     Args:
         dim: channels.

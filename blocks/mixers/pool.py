@@ -8,7 +8,7 @@ from ..geometry import Size
 
 
 class PoolMixer(nn.Module):
-    """(B, C, H, W) -> (B, C, H, W): mean of the valid neighbours in a k x k window, minus the input.
+    """Mean of the valid neighbours in a k x k window, minus the input: (B, C, H, W) -> (B, C, H, W).
 
     Args:
         dim: channels (unused: pooling has no weights).

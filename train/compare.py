@@ -1,0 +1,214 @@
+"""Token mixers side by side: the same shell, data and settings, trained, deployed and measured one after the other.
+
+Every mixer's run is kept in a folder of its own. A run that is there already, finished and of the same recipe, is taken
+as it is, so that a comparison that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ..bench.machine import describe_machine
+from ..bench.macs import count_macs
+from ..bench.memory import peak_tensor_memory
+from ..bench.report import describe, number
+from ..bench.timing import measure, torch_threads
+from ..blocks.deploy import deploy
+from ..blocks.mixers import MIXERS
+from ..zoo.errors import CheckpointError, MixzooError, UnknownNameError
+from ..zoo.extras import require
+from ..zoo.files import atomic_write
+from ..zoo.registry import get_variant
+from .checkpoint import RECORD, Trained, load_run
+from .engine import train
+from .recipe import Recipe, load_recipe, override
+
+RECIPE = "mixers_digits"
+LINES, PICTURE = "compare.jsonl", "compare.png"
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class MixerResult:
+    """One mixer in the shell. Figures are None where ``reason`` says why there are none.
+
+    Attributes:
+        shell, mixer: names.
+        accuracy: share of the test images that are right after training.
+        loss: mean training loss of the last epoch.
+        params_m: learned parameters, 1e6.
+        macs_g: multiply-accumulates of one image at the recipe's size, 1e9.
+        latency_ms: of the deploy form, one image a call, median of interleaved turns.
+        peak_mb: MiB of tensors that such a call holds at once beside its weights.
+        train_seconds: time of the training.
+        reason: why the mixer has no figures.
+    """
+
+    shell: str
+    mixer: str
+    accuracy: float | None = None
+    loss: float | None = None
+    params_m: float | None = None
+    macs_g: float | None = None
+    latency_ms: float | None = None
+    peak_mb: float | None = None
+    train_seconds: float | None = None
+    reason: str | None = None
+
+
+def compare(
+    shell: str,
+    mixers: Sequence[str] = ("all",),
+    out: str | Path = "compare",
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+) -> list[MixerResult]:
+    """Train ``shell`` with each of ``mixers`` under identical settings, and measure what came out.
+
+    Leaves in ``out``: a folder with the run of each mixer, ``compare.jsonl`` and ``compare.png``.
+
+    Args:
+        shell: a model of the zoo.
+        mixers: names of mixers, or "all".
+        out: the folder.
+        overrides: ``key=value`` changes of the recipe ``mixers_digits`` for all of them, such as "schedule.epochs=20".
+        console: where progress goes; standard error if None.
+
+    Raises:
+        UnknownModelError, UnknownNameError: no such model or mixer.
+        MissingExtraError: a package is not installed.
+    """
+    require("matplotlib", extra="train")
+    shell, names, folder = get_variant(shell).name, _expand(mixers), Path(out)
+    console = console or Console(stderr=True)
+    recipe = override(load_recipe(RECIPE), [f"model.name={shell}", *overrides])
+    results: dict[str, MixerResult] = {}
+    trained: dict[str, Trained] = {}
+    for index, name in enumerate(names, 1):
+        console.print(f"[bold]{name}[/] in {shell} ({index} of {len(names)})")
+        results[name] = MixerResult(shell, name)
+        try:
+            trained[name] = _trained(override(recipe, [f"model.kwargs.mixer={name}"]), folder / name, console)
+            results[name] = _facts(results[name], trained[name])
+        except MixzooError as error:
+            results[name] = replace(results[name], reason=str(error))
+            console.print(f"  left out: {error}", markup=False)
+    for name, (latency, peak) in _speeds(trained, recipe).items():
+        results[name] = replace(results[name], latency_ms=latency, peak_mb=peak)
+    found = list(results.values())
+    atomic_write(folder / LINES, json_lines(found, describe_machine()))
+    if any(result.latency_ms for result in found):
+        atomic_write(folder / PICTURE, _draw(found))
+    return found
+
+
+def _expand(mixers: Sequence[str]) -> list[str]:
+    if "all" in mixers:
+        return sorted(MIXERS)
+    for name in mixers:
+        if name not in MIXERS:
+            raise UnknownNameError("mixer", name, MIXERS, "`mixzoo list --mixers` shows every mixer; all means all.")
+    return list(dict.fromkeys(mixers))
+
+
+def _trained(recipe: Recipe, folder: Path, console: Console) -> Trained:
+    """The finished run of ``recipe`` in ``folder``, from an earlier comparison or now."""
+    if (folder / RECORD).is_file():
+        try:
+            if (run := load_run(folder)).recipe == recipe:
+                return run
+        except CheckpointError as error:
+            console.print(f"  trained again: {error}", markup=False)
+    train(recipe, out=folder, console=console)
+    return load_run(folder)
+
+
+def _facts(result: MixerResult, run: Trained) -> MixerResult:
+    size, in_chans = run.recipe.data.size, run.record["in_chans"]
+    return replace(
+        result,
+        accuracy=run.record["test_accuracy"],
+        loss=run.record["epochs"][-1]["loss"],
+        params_m=round(sum(p.numel() for p in run.model.parameters()) / 1e6, 3),
+        macs_g=round(count_macs(run.model, 1, in_chans, size, size) / 1e9, 4),
+        train_seconds=round(run.record["seconds"], 1),
+    )
+
+
+def _speeds(trained: dict[str, Trained], recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """mixer -> (median ms, peak MiB) of the deploy forms, all of them interleaved."""
+    runs = {
+        name: _inference(deploy(run.model), run.record["in_chans"], recipe.data.size) for name, run in trained.items()
+    }
+    with torch_threads(recipe.compute.threads or torch.get_num_threads()):
+        timings = measure(runs, rounds=20) if runs else {}
+        return {name: (timing.median, peak_tensor_memory(runs[name]) / 2**20) for name, timing in timings.items()}
+
+
+def _inference(model: nn.Module, in_chans: int, size: int) -> Callable[[], torch.Tensor]:
+    x = torch.randn(1, in_chans, size, size, generator=torch.Generator().manual_seed(0))
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def json_lines(results: Iterable[MixerResult], machine: dict[str, Any]) -> str:
+    """One JSON object a line, every mixer with the machine it was measured on."""
+    return "".join(json.dumps({"record": "mixer", **asdict(r), "machine": machine}) + "\n" for r in results)
+
+
+def table(results: Sequence[MixerResult]) -> Table:
+    """Results, best accuracy first."""
+    title = f"{results[0].shell}, equal settings, scikit-learn's handwritten digits"
+    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid.add_column("mixer", no_wrap=True)
+    for heading in ("accuracy %", "loss", "params M", "MACs G", "deploy ms", "peak MiB", "train s"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("why not", overflow="fold")
+    for r in sorted(results, key=lambda r: -(r.accuracy or 0.0)):
+        grid.add_row(
+            r.mixer,
+            number(None if r.accuracy is None else 100 * r.accuracy, ".2f"),
+            number(r.loss, ".3f"),
+            number(r.params_m, ".2f"),
+            number(r.macs_g, ".4f"),
+            number(r.latency_ms, ".2f"),
+            number(r.peak_mb, ".2f"),
+            number(r.train_seconds, ".0f"),
+            r.reason or "",
+        )
+    grid.caption = "\n".join(describe(describe_machine()))
+    return grid
+
+
+def _draw(results: Sequence[MixerResult]) -> bytes:
+    """Accuracy against latency, a point for each mixer whose area grows with its parameters; PNG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for r in results:
+        if r.latency_ms is not None and r.accuracy is not None and r.params_m is not None:
+            axes.scatter([r.latency_ms], [100 * r.accuracy], s=10 * r.params_m, alpha=0.7)
+            axes.annotate(r.mixer, (r.latency_ms, 100 * r.accuracy), (4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("deploy form, ms an image")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"{results[0].shell} with each token mixer")
+    axes.grid(True, linewidth=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
