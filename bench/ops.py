@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -149,12 +150,11 @@ def _implementations(
     op: Op, side: int, heads: int, dim: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[str, Run, str | None]]:
     """(name, call, reason why it cannot run here) of everything that computes the op, and of full attention."""
-    yield REFERENCE, lambda: op.reference(*args, **kwargs), None
+    yield REFERENCE, partial(op.reference, *args, **kwargs), None
     for candidate in op.candidates:
-        run = candidate.run
-        yield candidate.name, lambda run=run: run(*args, **kwargs), candidate.unsupported(*args, **kwargs)
+        yield candidate.name, partial(candidate.run, *args, **kwargs), candidate.unsupported(*args, **kwargs)
     q, k, v = torch.randn(3, 1, heads, side * side, dim // heads)
-    yield ALL_TOKENS, lambda: F.scaled_dot_product_attention(q, k, v), None
+    yield ALL_TOKENS, partial(F.scaled_dot_product_attention, q, k, v), None
 
 
 def _too_much(smaller: Sequence[OpRow], side: int, settings: OpSettings) -> str | None:
