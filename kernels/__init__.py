@@ -3,6 +3,7 @@
 from .agent_attention import AGENT_ATTENTION_OP
 from .attention import ATTENTION_OP, attention, attention_reference
 from .bilevel_routing_attention import BILEVEL_ROUTING_ATTENTION_OP
+from .depthwise_conv2d import DEPTHWISE_CONV2D_OP
 from .dispatch import Candidate, Op, exporting
 from .dynamic_conv import DYNAMIC_DEPTHWISE_CONV_OP
 from .flow_attention import FLOW_ATTENTION_OP, flow_attention
@@ -18,6 +19,7 @@ OPS: dict[str, Op] = {
         AGENT_ATTENTION_OP,
         ATTENTION_OP,
         BILEVEL_ROUTING_ATTENTION_OP,
+        DEPTHWISE_CONV2D_OP,
         DYNAMIC_DEPTHWISE_CONV_OP,
         FLOW_ATTENTION_OP,
         FREQUENCY_FILTER_OP,
