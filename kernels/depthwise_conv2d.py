@@ -78,6 +78,11 @@ def _channels_last_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return None
 
 
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, int]]:
+    """Arguments of the op for a map of side x side with ``dim`` channels and a 31 x 31 kernel, at batch 1; heads play no part."""
+    return (torch.randn(1, dim, side, side), torch.randn(dim, 1, 31, 31) / 31, torch.randn(dim)), {}
+
+
 DEPTHWISE_CONV2D_OP = Op(
     "depthwise_conv2d",
     depthwise_conv2d_reference,
@@ -85,6 +90,7 @@ DEPTHWISE_CONV2D_OP = Op(
         Candidate("cropped", _cropped, _cropped_unsupported),
         Candidate("channels_last", _channels_last, _channels_last_unsupported),
     ),
+    bench_inputs,
 )
 
 
@@ -98,9 +104,3 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     if any(n % 2 == 0 for n in weight.shape[2:]):
         raise ValueError(f"the sides of a depthwise kernel must be odd, not {tuple(weight.shape[2:])}")
     return DEPTHWISE_CONV2D_OP(x, weight, bias, dilation)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, int]]:
-    """Arguments of the op for a map of side x side with ``heads * dim`` channels and a 31 x 31 kernel, at batch 1."""
-    channels = heads * dim
-    return (torch.randn(1, channels, side, side), torch.randn(channels, 1, 31, 31) / 31, torch.randn(channels)), {}
