@@ -79,7 +79,7 @@ def _channels_last_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = 
 
 
 def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, int]]:
-    """Arguments of the op for a map of side x side with ``dim`` channels and a 31 x 31 kernel, at batch 1; heads play no part."""
+    """Arguments at batch 1: a map of ``dim`` channels and kernels of 31 x 31; heads play no part."""
     return (torch.randn(1, dim, side, side), torch.randn(dim, 1, 31, 31) / 31, torch.randn(dim)), {}
 
 
