@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Candidate, Op, exporting
@@ -99,7 +100,7 @@ def _tiled(
     masks = additive_masks(plan, bias, q)
     rows = [rows_of(t) for t in (q, k, v)]
     whole = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-    step = plan.num_tiles if whole or plan.num_tiles < 2 * TILES_AT_ONCE else TILES_AT_ONCE
+    step = plan.num_tiles if whole else TILES_AT_ONCE
     images = batch if whole else max(1, TILES_AT_ONCE // plan.num_tiles)
     out = [
         torch.cat([
@@ -132,6 +133,8 @@ def _attend_tiles(
 def _tiled_unsupported(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> str | None:
+    if isinstance(q, FakeTensor):
+        return "tiles are planned for tensors that hold data"
     return None
 
 

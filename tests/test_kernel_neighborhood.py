@@ -6,8 +6,11 @@ import itertools
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,8 @@ from mixzoo.kernels.neighborhood_gradient import neighborhood_attention_gradient
 from mixzoo.kernels.neighborhood_tiles import choose_tile, tile_plan
 from support import rel_err
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CANDIDATES = {c.name: c for c in NEIGHBORHOOD_ATTENTION_OP.candidates}
 CPU = [CANDIDATES["tiled"]]
@@ -132,6 +137,42 @@ def test_masks_do_not_grow_with_the_map() -> None:
     assert choose_tile((7, 7), 7, 1) == (7, 7) and not tile_plan((56, 56), 7, 8, torch.device("cpu")).masked
 
 
+class Peak(TorchDispatchMode):
+    """Records how many bytes of tensors that operators returned were alive at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage.nbytes() and storage.data_ptr() not in self.alive:
+                self.alive[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage.data_ptr())
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+def peak(run: Callable[..., Tensor], side: int, train: bool) -> int:
+    args, kwargs = bench_inputs(side, 2)
+    tensors = [t.requires_grad_(train) for t in args[:3]]
+    with torch.set_grad_enabled(train), Peak() as mode:
+        out = run(*tensors, *args[3:], **kwargs)
+        if train:
+            out.sum().backward()
+    return mode.peak
+
+
+@pytest.mark.parametrize("train", (False, True), ids=("inference", "training"))
+def test_memory_is_linear_and_far_below_the_reference(train: bool) -> None:
+    small, large = (peak(CANDIDATES["tiled"].run, side, train) for side in (28, 56))
+    assert 1 < large / small < 4.5
+    assert 4 * large < peak(neighborhood_attention_reference, 56, train)
+
+
 def test_what_has_no_neighbourhood_is_refused() -> None:
     q = torch.zeros(1, 2, 8, 9, 4)
     for run in (neighborhood_attention, neighborhood_attention_reference):
@@ -194,6 +235,17 @@ def test_recomputed_gradients(case: tuple[int, ...], bias: bool, dtype: torch.dt
     limit = max(10 * TOLERANCE[dtype], 1e-11)
     for a, b in zip(found, torch.autograd.grad(wanted, exact, upstream.double()), strict=False):
         assert a.dtype == dtype and (a - b).abs().max() <= limit * max(1.0, b.abs().max().item())
+
+
+def test_tensors_without_data_leave_no_plan_behind() -> None:
+    """What a fake run would keep for the next call is of no use to a real one."""
+    args, kwargs = bench_inputs(11, 2)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t) for t in args[:3]]
+        assert neighborhood_attention(*fakes, *args[3:]).shape == args[0].shape
+    assert neighborhood_attention(*args, **kwargs).isfinite().all()
+    meta = [t.to("meta") for t in args[:3]]
+    assert neighborhood_attention(*meta, *args[3:]).shape == args[0].shape
 
 
 INTERPRETED = """
