@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Unused(nn.Module):
     """Keeps a tensor (1, 1, C) of the authors' checkpoints that no output depends on, so that conversion gives it back.
 
-    The input passes unchanged. The tensor is saved and never trained; it goes when the model is folded.
+    The input passes unchanged. The tensor is saved and never trained; folding the model leaves it out.
 
     Args:
         dim: channels C.

@@ -21,13 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from ..blocks.downsample import patch_merging
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.prepbn import PUBLISHED_STEPS, RepBN, prepbn
-from ..blocks.stage import Factory
+from ..blocks.stage import MIXER, Factory
 from ..blocks.unused import Unused
-from . import deit, pvt, swin
+from . import cswin, deit, pvt, swin
 from .keys import Rule, View, flat_grid, rename
 from .spec import BackboneSpec, Variant, Weights
 
@@ -42,11 +43,18 @@ DEIT_KEYS = deit.official_keys(
 )
 PVT_KEYS = pvt.official_keys(*_LINEAR, views=(_TABLES,))
 SWIN_KEYS = swin.official_keys(*_LINEAR, views=(_TABLES,))
+_IN_CSWIN = rename(
+    (r"\.mix\.fn\.mixer\.position\.table$", ".attns.0.positional_encoding"),
+    (r"\.mix\.fn\.mixer\.local\.", ".attns.0.dwc."),
+    (r"\.mix\.fn\.mixer\.lepe\.(weight|bias)$", r".attns.0.get_v.\1"),
+    (r"\.mix\.fn\.kept\.unused$", ".attns.0.scale"),
+)
+CSWIN_KEYS = cswin.official_keys(*_IN_CSWIN, views=(_TABLES,))
 
 
-def simplified(head_dim: int, split_queries: bool = False) -> Mixer:
-    """Simplified linear attention with heads of ``head_dim`` channels."""
-    return Mixer("linear", kind="sla", head_dim=head_dim, split_queries=split_queries, local=5, position=True)
+def simplified(head_dim: int, **options: Any) -> Mixer:
+    """Simplified linear attention with heads of ``head_dim`` channels, and other options of the ``linear`` mixer."""
+    return Mixer("linear", kind="sla", head_dim=head_dim, local=5, position=True, **options)
 
 
 def build(
@@ -98,6 +106,16 @@ def _pvt_v2(depths: Sequence[int], width: int, linear: int) -> BackboneSpec:
     return pvt.build_v2(depths, dims, mixers, norm=norm, embed_norm=norm, keys=PVT_KEYS)
 
 
+def _cswin(depths: Sequence[int]) -> BackboneSpec:
+    """Linear attention over the whole map in the first two stages, stripes after them."""
+    dims, norm = (64, 128, 256, 512), prepbn(120_000, 1e-5)
+    plain: cswin.Members = {"norm": norm, "mixer": MIXER}
+    mixers = [*[simplified(32, lepe=3)] * 2, *cswin.stripe_mixers(dims)[2:]]
+    return cswin.build(
+        depths, dims, mixers, norm=norm, mix=[*[{**plain, "kept": Unused}] * 2, plain, plain], keys=CSWIN_KEYS
+    )
+
+
 _TINY, _SMALL, _MEDIUM = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3)  # depths of PVT
 # name: how it is built, params (1e6), top-1 (%), drop path, file of the release
 _TABLE: dict[str, tuple[Callable[[], BackboneSpec], float, float | None, float, str | None]] = {
@@ -117,6 +135,8 @@ _TABLE: dict[str, tuple[Callable[[], BackboneSpec], float, float | None, float, 
     "slab_swin_t": (partial(_swin, (2, 2, 6, 2), 96), 29.216605, 81.8, 0.2, "slab_swin_tiny"),
     "slab_swin_s": (partial(_swin, (2, 2, 18, 2), 96), 50.552965, 83.6, 0.3, "slab_swin_small"),
     "slab_swin_b": (partial(_swin, (2, 2, 18, 2), 128), 89.029373, None, 0.5, None),
+    "slab_cswin_t": (partial(_cswin, (2, 4, 18, 1)), 21.227167, 82.8, 0.1, "slab_cswin_tiny"),
+    "slab_cswin_s": (partial(_cswin, (2, 4, 32, 2)), 35.493565, None, 0.3, None),
 }
 _RELEASES = "https://github.com/xinghaochen/SLAB/releases/download/ckpts"
 

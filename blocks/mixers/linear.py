@@ -95,6 +95,7 @@ class LinearAttention(nn.Module):
         qkv_bias: whether the projection to queries, keys and values has a bias.
         split_queries: whether queries have a projection of their own (``q`` and ``kv``, not ``qkv``), as in PVT.
         local: side of a depthwise kernel on the values, shared by the heads and added to the answers; 0 for none.
+        lepe: side of another one, which every channel has its own of, as in CSWin (arXiv:2107.00652); 0 for none.
         position: whether keys get a learned position embedding, resized bicubically for maps that are not ``grid``.
 
     Raises:
@@ -112,6 +113,7 @@ class LinearAttention(nn.Module):
         qkv_bias: bool = True,
         split_queries: bool = False,
         local: int = 0,
+        lepe: int = 0,
         position: bool = False,
     ) -> None:
         super().__init__()
@@ -128,6 +130,7 @@ class LinearAttention(nn.Module):
         self.features = features(dim, heads) if features else None
         self.position = _key_position(dim, grid) if position else nn.Identity()
         self.local = SharedDepthwise(dim // heads, heads, local) if local else None
+        self.lepe = nn.Conv2d(dim, dim, lepe, padding=lepe // 2, groups=dim) if lepe else None
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +144,9 @@ class LinearAttention(nn.Module):
         heads = self.num_heads
         out = linear_attention(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), self.kind)
         joined = join_heads(out, x)
-        return self.proj(joined if self.local is None else joined + self.local(v))
+        for around in (self.local, self.lepe):
+            joined = joined if around is None else joined + around(v)
+        return self.proj(joined)
 
 
 def _key_position(dim: int, grid: Size | None) -> nn.Module:
