@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mixzoo.blocks.deploy import fold
 from mixzoo.blocks.mixers import CrossWindowAttention, InLineAttention, PooledAttention, SpatialReductionAttention
 from mixzoo.blocks.pooling import adaptive_avg_pool, pooling_matrix
 from mixzoo.zoo.fill import fill_
@@ -98,3 +99,17 @@ def test_inline_weights_sum_to_one() -> None:
         module.local.fc2.bias.zero_()
         out = module(image((1, 32, 5, 6)))
         assert rel_err(out, module.proj(module.qkv.bias[64:].view(1, -1, 1, 1)).expand_as(out)) < PARITY
+
+
+@pytest.mark.parametrize(
+    "make",
+    (lambda: SpatialReductionAttention(16, ratio=1), lambda: CrossWindowAttention(16, split=3)),
+    ids=("reduction", "stripes"),
+)
+def test_a_batch_norm_goes_into_the_projections(make: Callable[[], nn.Module]) -> None:
+    chain = fill_(nn.Sequential(nn.BatchNorm2d(16), make()).double()).eval()
+    folded = fold(chain)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = image((2, 16, 5, 7))
+    with torch.no_grad():
+        assert rel_err(folded(x), chain(x)) < PARITY

@@ -25,6 +25,7 @@ class CrossWindowAttention(nn.Module):
         split: width of a stripe; None for one branch over the whole map.
     """
 
+    input_layers = ("qkv",)  # take the affine map of a norm before the mixer, when the model is folded
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(self, dim: int, grid: Size | None = None, num_heads: int | None = None, split: int | None = 7) -> None:

@@ -34,6 +34,8 @@ class _ReducedAttention(nn.Module):
         self.num_heads = num_heads or num_heads_for(dim, 64)
         self.scale = (dim // self.num_heads) ** -0.5
         self.reduce = reduce
+        if isinstance(reduce, nn.Identity):
+            self.input_layers = ("q", "kv")  # take the affine map of a norm before the mixer, when the model is folded
         self.q = nn.Conv2d(dim, dim, 1)
         self.kv = nn.Conv2d(dim, 2 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
