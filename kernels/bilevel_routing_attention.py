@@ -12,7 +12,7 @@ as keys and values, as in the authors' code. With topk = R, or None, this is att
 Shapes: q, k (B, C, H, W), v (B, E, H, W); result (B, E, H, W).
 Time O(N topk T (C + E) + R^2 C) for N = H * W. Memory beside the operands: the reference gathers what every region
 attends to, O(N topk (C + E)), and holds O(N topk T heads) logits. The tiled candidate gathers for some regions at a
-time and holds no logits: O(N E).
+time and holds no logits: O(N E). The Triton candidate reads routed regions where they lie, and gathers nothing.
 Source: Zhu et al., arXiv:2303.08810.
 """
 
@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,11 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .dispatch import Candidate, Op
+from .precision import without_autocast
 from .windows import Size, from_windows, to_tokens
 
 GATHERED_AT_ONCE = 1 << 20  # elements of keys and values: what is gathered stays in cache
+MAX_FUSED_WIDTH = 128  # channels of a head
 
 
 def pad_to_regions(x: Tensor, region: Size) -> Tensor:
@@ -64,7 +67,8 @@ def region_means(x: Tensor, region: Size) -> Tensor:
 
 def routed_regions(q: Tensor, k: Tensor, region: Size, topk: int | None) -> Tensor:
     """(B, R, topk) int64: the regions that each region attends to, best first; all of them where there are no more."""
-    scores = region_means(q.detach(), region) @ region_means(k.detach(), region).transpose(1, 2)
+    with without_autocast(q.device.type):
+        scores = region_means(q.detach(), region) @ region_means(k.detach(), region).transpose(1, 2)
     count = scores.shape[-1]
     return scores.topk(count if topk is None else min(topk, count), dim=-1).indices
 
@@ -189,6 +193,29 @@ def _tiled_unsupported(
     return None
 
 
+def _fused(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
+    from .fused.bilevel_routing import RoutedAttention
+
+    routes = routed_regions(q, k, region, topk)
+    return cast(Tensor, RoutedAttention.apply(q, k, v, routes, region, num_heads, scale))
+
+
+def _fused_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
+) -> str | None:
+    if q.device.type != "cuda":
+        return f"the Triton kernel takes CUDA tensors, not {q.device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if torch.compiler.is_compiling():
+        return "a compiled graph is made of operators that the compiler sees through"
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the Triton kernel takes operands of one type of at most 32 bits, not {q.dtype}, {k.dtype}, {v.dtype}"
+    if q.shape[1] // num_heads > MAX_FUSED_WIDTH:
+        return f"heads wider than {MAX_FUSED_WIDTH} channels do not fit the registers of a program"
+    return _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
+
+
 def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments at batch 1: a map of side x side with ``dim`` channels in 7 x 7 regions, routed as in BiFormer.
 
@@ -202,7 +229,11 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...],
 BILEVEL_ROUTING_ATTENTION_OP = Op(
     "bilevel_routing_attention",
     bilevel_routing_attention_reference,
-    (Candidate("whole", _whole_map, _whole_map_unsupported), Candidate("tiled", _tiled, _tiled_unsupported)),
+    (
+        Candidate("whole", _whole_map, _whole_map_unsupported),
+        Candidate("triton", _fused, _fused_unsupported),
+        Candidate("tiled", _tiled, _tiled_unsupported),
+    ),
     bench_inputs,
     exported=bilevel_routing_attention_indexed,
 )

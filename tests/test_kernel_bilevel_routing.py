@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +17,7 @@ from mixzoo.kernels.bilevel_routing_attention import BILEVEL_ROUTING_ATTENTION_O
 from mixzoo.kernels.bilevel_routing_attention import bench_inputs, bilevel_routing_attention, routed_regions
 from support import rel_err
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CANDIDATES = {c.name: c for c in OP.candidates}
@@ -29,6 +35,7 @@ CASES = (
     (1, (5, 9), (5, 9), 1),
 )
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 Case = tuple[int, tuple[int, int], tuple[int, int], int | None]
@@ -147,6 +154,45 @@ def test_reasons() -> None:
     narrow = OP.explain(q, k, v[:, :6], *args)
     assert "width 6" in str(narrow["tiled"])
     assert bilevel_routing_attention(q, k, v[:, :6], *args).shape == (1, 6, 14, 14)
+
+
+def triton_reason(device: str, dim: int = 32, dtype: torch.dtype = torch.float32) -> str | None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, dim, 14, 14, device=device, dtype=dtype)
+        return OP.explain(q, q, q, (2, 2), 4, 1, 1.0)["triton"]
+
+
+@needs_triton
+def test_reasons_against_triton() -> None:
+    assert "not cpu" in str(triton_reason("cpu"))
+    assert triton_reason("cuda") is None and triton_reason("cuda", dtype=torch.bfloat16) is None
+    assert "wider than 128" in str(triton_reason("cuda", dim=160))
+    assert "32 bits" in str(triton_reason("cuda", dtype=torch.float64))
+
+
+@pytest.mark.slow
+@needs_triton
+def test_triton_interpreted() -> None:
+    file = Path(__file__).with_name("interpreted_bilevel_routing.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=file.parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("topk", (1, 4, 16))
+def test_triton_on_a_gpu(topk: int) -> None:
+    qkv = torch.randn(2, 3 * 128, 28, 28, device="cuda").contiguous(memory_format=torch.channels_last)
+    maps = [t.detach().requires_grad_() for t in qkv.chunk(3, 1)]
+    exact = [t.detach().double().requires_grad_() for t in maps]
+    out = CANDIDATES["triton"].run(*maps, (4, 4), topk, 4, SCALE)
+    expected = OP.reference(*exact, (4, 4), topk, 4, SCALE)
+    assert rel_err(out, expected) <= 1e-5
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    for a, b in zip(torch.autograd.grad(out.square().sum(), maps), wanted, strict=True):
+        assert rel_err(a, b) <= 1e-4
 
 
 class Largest(TorchDispatchMode):
