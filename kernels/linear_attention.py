@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,7 @@ from .precision import accumulated, without_autocast
 from .rotary import Rope, rotate_pairs
 
 EPS = 1e-6
+MAX_FUSED_WIDTH = 128  # channels of a head, queries' or values'
 
 
 def focus(x: Tensor, power: int = 3, dim: int = -1, scale: Tensor | None = None) -> Tensor:
@@ -188,6 +191,54 @@ def _channel_major_unsupported(
     return None
 
 
+class _Fused(torch.autograd.Function):
+    """The Triton kernels forward; the reference again, with its gradients, backward: nothing but the inputs is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kind: Kind, scale: float, rope: Rope | None) -> Tensor:
+        from .fused.linear_attention import linear_attention_forward
+
+        ctx.save_for_backward(q, k, v, *(rope or ()))
+        ctx.kind, ctx.scale = kind, scale
+        return linear_attention_forward(q, k, v, kind.features, kind.rule, scale, EPS, rope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = [t.detach().requires_grad_(need) for t, need in zip(saved, ctx.needs_input_grad[:3], strict=False)]
+            q, k, v = inputs
+            out = linear_attention_reference(q, k, v, ctx.kind, ctx.scale, saved[3:] or None)
+        wanted = [t for t in inputs if t.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, gradient))
+        return *(next(found) if t.requires_grad else None for t in inputs), None, None, None
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
+) -> Tensor:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return cast(Tensor, _Fused.apply(q, k, v, resolve_kind(kind), scale, rope))
+
+
+def _fused_unsupported(
+    q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
+) -> str | None:
+    if q.device.type != "cuda":
+        return f"the Triton kernels take CUDA tensors, not {q.device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if torch.compiler.is_compiling():
+        return "the compiler fuses the plain form itself"
+    if q.ndim != 4 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the Triton kernels take (B, heads, N, D) of at most 32 bits, not {q.ndim} axes of {q.dtype}"
+    if max(q.shape[-1], v.shape[-1]) > MAX_FUSED_WIDTH:
+        return f"heads wider than {MAX_FUSED_WIDTH} channels do not fit the registers of a program"
+    if resolve_kind(kind).features in ("focused", "hedgehog"):
+        return "features that are normalised over the channels are made outside of the Triton kernels"
+    return None
+
+
 def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
     """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
     maps = torch.randn(3, 1, heads, dim // heads, side * side)
@@ -197,7 +248,10 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ..
 LINEAR_ATTENTION_OP = Op(
     "linear_attention",
     linear_attention_reference,
-    (Candidate("channel_major", _channel_major, _channel_major_unsupported),),
+    (
+        Candidate("triton", _fused, _fused_unsupported),
+        Candidate("channel_major", _channel_major, _channel_major_unsupported),
+    ),
     bench_inputs,
 )
 

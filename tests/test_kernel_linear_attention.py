@@ -99,7 +99,8 @@ def test_candidates_give_outputs_and_gradients(kind: str, dtype: torch.dtype) ->
         wide = None if rope is None else map_tables(dim, size, exact[0])
         expected = run(linear_attention_reference, exact, kind, rope=wide)
         forms = [linear_attention_reference]
-        forms += [c.run for c in LINEAR_ATTENTION_OP.candidates if c.unsupported(*inputs, kind, None, rope) is None]
+        candidates = [c for c in LINEAR_ATTENTION_OP.candidates if c.name != "triton"]
+        forms += [c.run for c in candidates if c.unsupported(*inputs, kind, None, rope) is None]
         assert len(forms) == 1 + (kind != "hedgehog")
         for form in forms:
             found = run(form, inputs, kind, rope=rope)

@@ -1,0 +1,63 @@
+"""Triton kernels of linear attention: interpreted on the CPU, on a GPU where there is one; why they are left out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from mixzoo.kernels.linear_attention import KINDS, LINEAR_ATTENTION_OP, linear_attention, linear_attention_reference
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+def test_kernels_agree_with_the_reference_when_interpreted() -> None:
+    """In a process of its own: Triton reads the variable when it is imported."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "interpreted_linear_attention.py"),
+    ]
+    done = subprocess.run(
+        command, cwd=HERE.parent, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_agree_with_the_reference_on_a_gpu(kind: str) -> None:
+    q, k, v = torch.randn(3, 2, 4, 64, 3136, device="cuda", dtype=torch.bfloat16).transpose(-2, -1)
+    if kind == "given":
+        q, k = q.abs(), k.abs()
+    expected = linear_attention_reference(q.double(), k.double(), v.double(), kind)
+    assert (linear_attention(q, k, v, kind) - expected).abs().max() <= 2e-2 * expected.abs().max()
+
+
+def reason(
+    device: str, heads: int = 2, dim: int = 16, dtype: torch.dtype = torch.float32, kind: str = "elu"
+) -> str | None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, heads, 49, dim, device=device, dtype=dtype)
+        return LINEAR_ATTENTION_OP.explain(q, q, q, kind)["triton"]
+
+
+@needs_triton
+def test_explain_says_why_triton_is_not_taken() -> None:
+    assert "not cpu" in (reason("cpu") or "")
+    assert reason("cuda") is None and reason("cuda", dtype=torch.bfloat16) is None
+    assert "128 channels" in (reason("cuda", dim=160) or "")
+    assert "32 bits" in (reason("cuda", dtype=torch.float64) or "")
+    assert "normalised" in (reason("cuda", kind="hedgehog") or "")
