@@ -110,6 +110,8 @@ class BranchedConv(nn.Module):
         stride, groups: of both.
     """
 
+    main_branch = "large"  # the one that tells how the map's size changes
+
     def __init__(
         self, dim: int, out_dim: int, kernel_size: int = 7, small: int = 3, stride: int = 1, groups: int = 1
     ) -> None:

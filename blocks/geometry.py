@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
@@ -31,7 +32,7 @@ class Reshaping(nn.Module):
 def conv_out_size(module: nn.Module, size: Size) -> Size:
     """Map size after ``module``, a chain whose size changes come from its Conv2d and `Reshaping` layers, in order."""
     h, w = size
-    for layer in module.modules():
+    for layer in _resizing(module):
         if isinstance(layer, Reshaping):
             h, w = layer.out_size((h, w))
         if isinstance(layer, nn.Conv2d):
@@ -43,8 +44,16 @@ def conv_out_size(module: nn.Module, size: Size) -> Size:
 
 def total_stride(module: nn.Module) -> int:
     """Product of the strides in ``module``, a chain of Conv2d and `Reshaping` layers."""
-    layers = (m for m in module.modules() if isinstance(m, nn.Conv2d | Reshaping))
-    return math.prod(m.stride if isinstance(m, Reshaping) else m.stride[0] for m in layers)
+    return math.prod(m.stride if isinstance(m, Reshaping) else m.stride[0] for m in _resizing(module))
+
+
+def _resizing(module: nn.Module) -> Iterator[nn.Conv2d | Reshaping]:
+    """Conv2d and `Reshaping` layers in order; of parallel branches, those of the one that ``main_branch`` names."""
+    if isinstance(module, nn.Conv2d | Reshaping):
+        yield module
+    main: str | None = getattr(module, "main_branch", None)
+    for child in module.children() if main is None else (getattr(module, main),):
+        yield from _resizing(child)
 
 
 def num_heads_for(dim: int, head_dim: float) -> int:

@@ -27,6 +27,7 @@ KINDS = (
     "pvt_tiny",
     "soft_tiny", "soft_norm_tiny",
     "ffnet_1",
+    "favit_b0",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 TOKENS = ("pvt_tiny", "soft_tiny", "soft_norm_tiny")  # a class token beside the last map

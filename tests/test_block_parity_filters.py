@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 from mixzoo.blocks.mixers import MIXERS
+from mixzoo.blocks.mixers.factorised import mirrored
 from mixzoo.blocks.stage import BlockSite, MixerChoice, Plain, build_block
-from mixzoo.zoo import ffnet
+from mixzoo.zoo import favit, ffnet
 from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err
 from timm.layers import SqueezeExcite
@@ -29,6 +30,9 @@ def _inside(keys: KeyMap, ours: str, theirs: str) -> KeyMap:
     return KeyMap((*rename((r"^", ours)), *keys.rules, *rename((rf"^{theirs}", ""))), keys.views)
 
 
+FASA = _inside(favit.build().keys["official"], "stages.0.blocks.0.mix.fn.mixer.", r"block1\.0\.attn\.")
+
+
 MODULES: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
     "aff_mixer": (lambda: MIXERS["frequency_filter"](64), KeyMap()),
     "ffnified_attention_k3": (
@@ -39,6 +43,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
         lambda: MIXERS["ffnified_attention"](64),
         _inside(FFNET, "stages.0.blocks.0.mix.fn.mixer.", r"stages\.0\.0\.token_mixer\.0\.main\."),
     ),
+    "fasa_sr1": (lambda: MIXERS["factorised"](64, num_heads=2, ratio=1), FASA),
+    "fasa_sr2": (lambda: MIXERS["factorised"](64, num_heads=2, ratio=2), FASA),
     "ffnet_block": (ffnet_block, _inside(FFNET, "stages.0.blocks.0.", r"stages\.0\.0\.")),
 }
 
@@ -63,3 +69,13 @@ def test_block_is_the_authors(name: str) -> None:
     with torch.inference_mode():
         out = module(image(meta[name]["input"], meta[name]["seed"]))
     assert rel_err(out[:, :: out.shape[1] // expected.shape[1]], expected) <= PARITY
+
+
+@pytest.mark.parametrize("size", (1, 5, 7, 20))
+def test_windows_are_mirrored_as_often_as_they_must_be(size: int) -> None:
+    rows = mirrored(size, 7, 3, torch.device("cpu")).reshape(7, -1)
+    assert rows.shape[1] == -(-size // 19) and int(rows.min()) >= 0 and int(rows.max()) < size
+    padded = list(range(size))
+    while len(padded) < 19 * rows.shape[1]:  # one reflection at a time
+        padded += padded[-size:-1][::-1] if size > 1 else [0]
+    assert all(padded[19 * w + 3 * t] == rows[t, w] for t in range(7) for w in range(rows.shape[1]))

@@ -30,8 +30,11 @@ FAMILIES = (
     "nat",
     "soft",
     "ffnet",
+    "favit",
 )
 HEAVY = (  # smaller members run the same code
+    "favit_b2",
+    "favit_b3",
     "ffnet_3",
     "ffnet_4",
     "ravlt_l",

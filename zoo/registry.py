@@ -23,6 +23,7 @@ from . import (
     cswin,
     deit,
     efficientvit,
+    favit,
     fcaformer,
     ffnet,
     flowformer,
@@ -65,6 +66,7 @@ _MODULES = (
     nat,
     soft,
     ffnet,
+    favit,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}

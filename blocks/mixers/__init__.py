@@ -19,6 +19,7 @@ from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
 from .conv import DepthwiseMixer, FFNifiedAttention, SeparableConvMixer
 from .cross_window import CrossWindowAttention
+from .factorised import FactorisedAttention
 from .flow import FlowAttention
 from .forward_cross import ForwardCrossAttention
 from .frequency import FrequencyFilterMixer
@@ -48,6 +49,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "depthwise": DepthwiseMixer,
     "enhanced_attention": EnhancedAttention,
     "flow": FlowAttention,
+    "factorised": FactorisedAttention,
     "ffnified_attention": FFNifiedAttention,
     "forward_cross": ForwardCrossAttention,
     "frequency_filter": FrequencyFilterMixer,

@@ -1,0 +1,128 @@
+"""Factorised self-attention (FaViT): part of the channels looks at a reduced map, the others at averaged windows."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from ...kernels import attention
+from ..conv import DepthwiseConv2d
+from ..geometry import Size, num_heads_for
+from .attention import join_heads, split_heads
+from .spatial_reduction import StridedReduction
+
+SIDE = 7  # taps on a side of a window
+
+
+def mirrored(size: int, taps: int, dilation: int, device: torch.device) -> Tensor:
+    """Row index (taps, windows) of every tap in every window along an axis of ``size``; flattened, taps first.
+
+    Windows of ``dilation * (taps - 1) + 1`` rows lie side by side; rows behind the edge are mirrored at it, as often as
+    it takes.
+    """
+    reach = dilation * (taps - 1) + 1
+    starts = torch.arange(-(-size // reach), device=device) * reach
+    rows = (torch.arange(taps, device=device) * dilation)[:, None] + starts[None]
+    period = torch.full_like(rows, 2 * size - 2).clamp(min=1)
+    rows = rows % period
+    return torch.minimum(rows, period - rows).flatten()
+
+
+class AveragedWindow(nn.Module):
+    """Keys and values of one window that stands for all: (B, C, H, W) -> two of (B, heads, 49, C / heads).
+
+    Dilated 7 x 7 windows lie side by side, mirrored at the bottom and right. As in the official code, the mean of a tap
+    is not over windows: the values of a head, window by window and channel by channel in each, are averaged in runs as
+    long as there are windows, so that channels mix. Two linear layers make keys and values of the result, and a
+    depthwise convolution of the values over the window is added to them.
+
+    Args:
+        dim: channels C.
+        num_heads: divides ``dim``.
+        dilation: distance between taps.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dilation: int) -> None:
+        super().__init__()
+        width = dim // num_heads
+        self.num_heads, self.dilation = num_heads, dilation
+        self.fc = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.dwconv = DepthwiseConv2d(dim, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.kv(self.fc(self.averaged(x))).chunk(2, dim=3)
+        window = v.transpose(2, 3).reshape(v.shape[0], -1, SIDE, SIDE)  # (B, C, 7, 7)
+        return k, split_heads(window + self.dwconv(window), self.num_heads)
+
+    def averaged(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, heads, 49, C / heads)."""
+        rows = mirrored(x.shape[2], SIDE, self.dilation, x.device)
+        cols = mirrored(x.shape[3], SIDE, self.dilation, x.device)
+        taps = x.index_select(2, rows).index_select(3, cols)
+        taps = taps.reshape(-1, SIDE, rows.shape[0] // SIDE, SIDE, cols.shape[0] // SIDE)
+        width = x.shape[1] // self.num_heads
+        taps = taps.transpose(2, 3).reshape(x.shape[0] * self.num_heads, width, SIDE * SIDE, -1)
+        runs = taps.permute(0, 2, 3, 1).reshape(x.shape[0], self.num_heads, SIDE * SIDE, width, -1)
+        return runs.mean(4)
+
+
+@register_notrace_module
+class FactorisedAttention(nn.Module):
+    """FaSA: softmax attention to a reduced map, to an averaged window, and to an averaged dilated one, by channels.
+
+    (B, C, H, W) -> (B, C, H, W), O(N (N / ratio^2 + 98) C) for N = H * W. The first C / 8 channels are one head over
+    the map reduced by ``ratio``, with a depthwise convolution of the values added to them. The others are heads, each
+    in two parts, of dilation 1 and ``ratio``, or in one where that is 1; a part has one 7 x 7 window of keys and values
+    for all queries (`AveragedWindow`). Queries lie head by head, keys, values and results part by part. No published
+    paper; facts of the authors' code, github.com/q2479036243/FaViT.
+
+    Rows and columns that do not fill a reduction kernel are left out of the keys; the authors' code takes no such map,
+    nor one so small that its windows are mirrored more than once.
+
+    Args:
+        dim: channels C.
+        grid: unused.
+        num_heads: heads of the window parts, or the nearest count that divides them; by default about C / 32.
+        ratio: reduction of the map, and dilation of the last part.
+    """
+
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
+
+    def __init__(self, dim: int, grid: Size | None = None, num_heads: int | None = None, ratio: int = 2) -> None:
+        super().__init__()
+        whole = max(1, dim // 8)
+        rest = dim - whole
+        self.num_heads = heads = num_heads_for(rest, rest / (num_heads or num_heads_for(dim, 32)))
+        width = rest // heads
+        self.whole = whole
+        self.widths = (width // 2, width - width // 2) if ratio > 1 and width > 1 else (width,)  # of a head's parts
+        self.q = nn.Conv2d(dim, dim, 1)
+        self.reduce = StridedReduction(whole, ratio)
+        self.kv = nn.Conv2d(whole, 2 * whole, 1)
+        self.dwconv = DepthwiseConv2d(whole, 3)
+        self.local = nn.Sequential(OrderedDict(dw=DepthwiseConv2d(rest, 3), point=nn.Conv2d(rest, rest, 1)))
+        self.windows = nn.ModuleList(
+            AveragedWindow(heads * part, heads, dilation)
+            for part, dilation in zip(self.widths, (1, ratio), strict=False)
+        )
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole, rest = x.split((self.whole, x.shape[1] - self.whole), dim=1)
+        query, queries = self.q(x).split((self.whole, x.shape[1] - self.whole), dim=1)
+        outs = [self._reduced(query, whole)]
+        parts = split_heads(queries, self.num_heads).split(self.widths, dim=3)
+        sources = self.local(rest).split([self.num_heads * width for width in self.widths], dim=1)
+        for part, source, window in zip(parts, sources, self.windows, strict=True):
+            k, v = window(source)
+            outs.append(join_heads(attention(part, k, v, k.shape[3] ** -0.5), x))
+        return self.proj(torch.cat(outs, dim=1))
+
+    def _reduced(self, query: Tensor, x: Tensor) -> Tensor:
+        k, v = self.kv(self.reduce(x)).chunk(2, dim=1)
+        k, v = split_heads(k, 1), split_heads(v + self.dwconv(v), 1)
+        return join_heads(attention(split_heads(query, 1), k, v, self.whole**-0.5), query)
