@@ -179,6 +179,14 @@ def test_offline_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
         mixzoo.create_model("fcaformer_l1", pretrained=True)
 
 
+def test_links_to_shared_files_have_a_place_each(tmp_path: Path) -> None:
+    """Their last part is the same for all of them, and has no suffix."""
+    urls = [w.url for v in VARIANTS.values() for w in v.weights if w.url]
+    shared = [url for url in urls if url.endswith("/content")]
+    assert len(shared) > 1 and len({download.cache_path(url, tmp_path) for url in shared}) == len(set(shared))
+    assert all(download.cache_path(url, tmp_path).suffix for url in urls)
+
+
 def test_pretrained_uses_and_checks_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"model": official()}, tmp_path / "shvit_s1.pth")
     model = timm.create_model("mz_shvit_s1", pretrained=True, cache_dir=tmp_path, num_classes=3)
