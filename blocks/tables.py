@@ -72,15 +72,18 @@ class RelativeBias(GridModule):
         return FixedRelativeBias(self)
 
 
-def signed_offset_index(queries: Size, table: Size, device: torch.device | None = None) -> Tensor:
-    """(N, N) int64 index of the offset query minus key into a flat (2h - 1, 2w - 1) ``table`` whose centre is zero.
+def signed_offset_index(queries: Size, table: Size, device: torch.device | None = None, halo: int = 0) -> Tensor:
+    """(N, M) int64 index of the offset query minus key into a flat (2h - 1, 2w - 1) ``table`` whose centre is zero.
 
-    N = rows * columns of ``queries``, a window that is at most h x w.
+    N = rows * columns of ``queries``, a window; keys are the M positions up to ``halo`` around it, at most h x w from
+    its first position to their last.
     """
     (rows, cols), (h, w) = queries, ((table[0] + 1) // 2, (table[1] + 1) // 2)
     y = torch.arange(rows, device=device).repeat_interleave(cols)
     x = torch.arange(cols, device=device).repeat(rows)
-    return (y[:, None] - y[None] + h - 1) * (2 * w - 1) + x[:, None] - x[None] + w - 1
+    key_y = torch.arange(-halo, rows + halo, device=device).repeat_interleave(cols + 2 * halo)
+    key_x = torch.arange(-halo, cols + halo, device=device).repeat(rows + 2 * halo)
+    return (y[:, None] - key_y + h - 1) * (2 * w - 1) + x[:, None] - key_x + w - 1
 
 
 @register_notrace_module
@@ -89,7 +92,8 @@ class SignedRelativeBias(GridModule):
 
     One learned value per head and offset: a (heads, 2h - 1, 2w - 1) ``table`` for windows of h x w. A table of a
     checkpoint with other windows is resized bicubically. ``forward(window)`` gives (heads, N, N), query times key, for
-    a window that is at most h x w, N its positions: a smaller one uses the centre of the table.
+    a window that is at most h x w, N its positions: a smaller one uses the centre of the table. With a ``halo``, keys
+    are also the positions around the window, and the table is made for window and halo together.
 
     Args:
         num_heads: number of heads.
@@ -103,9 +107,9 @@ class SignedRelativeBias(GridModule):
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * window[0] - 1, 2 * window[1] - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, window: Size) -> Tensor:
+    def forward(self, window: Size, halo: int = 0) -> Tensor:
         size = (self.table.shape[-2], self.table.shape[-1])
-        return self.table.flatten(1)[:, signed_offset_index(window, size, self.table.device)]
+        return self.table.flatten(1)[:, signed_offset_index(window, size, self.table.device, halo)]
 
 
 @register_notrace_module

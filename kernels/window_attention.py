@@ -18,13 +18,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .attention import attention_reference
 from .dispatch import Candidate, Op, exporting
-from .windows import Size, axis_codes, cyclic_shift, from_windows, pad_to_windows, penalties, runs, to_tokens
+from .windows import (
+    Size,
+    axis_codes,
+    cyclic_shift,
+    either,
+    from_heads,
+    pad_to_windows,
+    penalties,
+    runs,
+    shared_mask_sdpa,
+    to_heads,
+    to_tokens,
+    with_bias,
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 FEW = 800_000  # elements of qkv; measured at 14 to 128 squared, 64 to 384 channels
@@ -50,17 +62,7 @@ def window_attention_reference(
 def _heads(qkv: Tensor, window: Size, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (B * windows, heads, N, D) of a map (B, 3 * heads * D, H, W) of whole windows."""
     q, k, v = to_tokens(qkv, window).chunk(3, dim=2)
-    return _split(q, num_heads), _split(k, num_heads), _split(v, num_heads)
-
-
-def _split(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
-
-
-def _joined(out: Tensor, window: Size, size: Size) -> Tensor:
-    """(B * windows, heads, N, D) -> (B, heads * D, H, W)."""
-    tokens = out.transpose(1, 2).flatten(2)  # (B * windows, N, C)
-    return from_windows(tokens.transpose(1, 2).unflatten(2, window), size)
+    return to_heads(q, num_heads), to_heads(k, num_heads), to_heads(v, num_heads)
 
 
 def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
@@ -80,7 +82,7 @@ def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
 def _whole(out: Tensor, rolled: Tensor, window: Size, shift: Size, size: Size) -> Tensor:
     """Windows of a rolled map put back in their places and cut to ``size``."""
     padded = (rolled.shape[-2], rolled.shape[-1])
-    out = cyclic_shift(_joined(out, window, padded), (-shift[0], -shift[1]))
+    out = cyclic_shift(from_heads(out, window, padded), (-shift[0], -shift[1]))
     return out[:, :, : size[0], : size[1]] if padded != size else out
 
 
@@ -92,7 +94,7 @@ def _sized(qkv: Tensor) -> bool:
 def _fused(
     qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
 ) -> Tensor:
-    return _banded(qkv, num_heads, window, scale, bias, shift, _sdpa)
+    return _banded(qkv, num_heads, window, scale, bias, shift, shared_mask_sdpa)
 
 
 def _banded(
@@ -105,22 +107,12 @@ def _banded(
     for top, bottom, row_mask in _bands(qkv, 0, window, shift):
         band, parts = rolled[:, :, top:bottom], []
         for left, right, col_mask in _bands(qkv, 1, window, shift):
-            mask = _with_bias(_either(row_mask, col_mask), bias, qkv.dtype)
+            mask = with_bias(either(row_mask, col_mask), bias, qkv.dtype)
             q, k, v = _heads(band[..., left:right], window, num_heads)
-            parts.append(_joined(attend(q, k, v, scale, mask), window, (bottom - top, right - left)))
+            parts.append(from_heads(attend(q, k, v, scale, mask), window, (bottom - top, right - left)))
         bands.append(torch.cat(parts, dim=3) if len(parts) > 1 else parts[0])
     out = cyclic_shift(torch.cat(bands, dim=2) if len(bands) > 1 else bands[0], (-shift[0], -shift[1]))
     return out[:, :, :height, :width]
-
-
-def _either(rows: Tensor | None, cols: Tensor | None) -> Tensor | None:
-    """What is separate along one axis is separate, and not more so along both: with logits beyond 100 it matters."""
-    return torch.minimum(rows, cols) if rows is not None and cols is not None else (cols if rows is None else rows)
-
-
-def _with_bias(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    both = mask + bias if mask is not None and bias is not None else (bias if mask is None else mask)
-    return None if both is None else both.to(dtype)
 
 
 def _bands(qkv: Tensor, axis: int, window: Size, shift: Size) -> list[tuple[int, int, Tensor | None]]:
@@ -140,11 +132,6 @@ def _mask(codes: Tensor, axis: int, other: int, dtype: torch.dtype) -> Tensor:
     """Penalties (N, N) of a window with ``codes`` along one axis, whose side along the other is ``other``."""
     along = penalties(codes, dtype)
     return along.repeat(other, other) if axis else along.repeat_interleave(other, 0).repeat_interleave(other, 1)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    mask = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _fused_unsupported(

@@ -47,6 +47,17 @@ def from_windows(x: Tensor, size: Size) -> Tensor:
     return x.permute(0, 2, 1, 3, 4).reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
 
 
+def to_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """(B * windows, N, heads * D) -> (B * windows, heads, N, D), without a copy."""
+    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def from_heads(out: Tensor, window: Size, size: Size) -> Tensor:
+    """(B * windows, heads, N, D) -> (B, heads * D, H, W) for a map of ``size``, which is whole windows."""
+    tokens = out.transpose(1, 2).flatten(2)  # (B * windows, N, C)
+    return from_windows(tokens.transpose(1, 2).unflatten(2, window), size)
+
+
 def cyclic_shift(x: Tensor, shift: Size) -> Tensor:
     """Roll (..., H, W) up and left by ``shift``; one axis at a time, as slices that every runtime has."""
     for axis, by in zip((-2, -1), shift, strict=True):
@@ -90,3 +101,19 @@ def runs(length: int, window: int, shift: int) -> list[tuple[int, int, bool]]:
         else:
             found.append((index, index + 1, codes))
     return [(first, end, not any(codes)) for first, end, codes in found]
+
+
+def either(rows: Tensor | None, cols: Tensor | None) -> Tensor | None:
+    """What is separate along one axis is separate, and not more so along both: with logits beyond 100 it matters."""
+    return torch.minimum(rows, cols) if rows is not None and cols is not None else (cols if rows is None else rows)
+
+
+def with_bias(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    both = mask + bias if mask is not None and bias is not None else (bias if mask is None else mask)
+    return None if both is None else both.to(dtype)
+
+
+def shared_mask_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """`scaled_dot_product_attention` of windows that share one mask (N, M) or (heads, N, M)."""
+    mask = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

@@ -24,6 +24,7 @@ from .flow import FlowAttention
 from .forward_cross import ForwardCrossAttention
 from .frequency import FrequencyFilterMixer
 from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
+from .halo import HaloAttention
 from .identity import IdentityMixer
 from .inline import InLineAttention
 from .large_kernel import LargeKernelAttention
@@ -53,6 +54,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "ffnified_attention": FFNifiedAttention,
     "forward_cross": ForwardCrossAttention,
     "frequency_filter": FrequencyFilterMixer,
+    "halo": HaloAttention,
     "identity": IdentityMixer,
     "inline": InLineAttention,
     "large_kernel": LargeKernelAttention,
