@@ -8,6 +8,7 @@ from .dispatch import Candidate, Op, exporting
 from .dynamic_conv import DYNAMIC_DEPTHWISE_CONV_OP
 from .flow_attention import FLOW_ATTENTION_OP, flow_attention
 from .frequency_filter import FREQUENCY_FILTER_OP
+from .halo_attention import HALO_ATTENTION_OP
 from .linear_attention import LINEAR_ATTENTION_OP, linear_attention
 from .neighborhood_attention import NEIGHBORHOOD_ATTENTION_OP
 from .soft_attention import SOFT_ATTENTION_OP
@@ -23,6 +24,7 @@ OPS: dict[str, Op] = {
         DYNAMIC_DEPTHWISE_CONV_OP,
         FLOW_ATTENTION_OP,
         FREQUENCY_FILTER_OP,
+        HALO_ATTENTION_OP,
         LINEAR_ATTENTION_OP,
         NEIGHBORHOOD_ATTENTION_OP,
         SOFT_ATTENTION_OP,

@@ -140,7 +140,15 @@ def _fused_unsupported(
     return None
 
 
-HALO_ATTENTION_OP = Op("halo_attention", halo_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),))
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments at batch 1: a map of side x side in windows of 8 x 8 with a border of 3 and a bias."""
+    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 64, 196)
+    return (qkv, heads, (8, 8), 3, (dim // heads) ** -0.5), {"bias": bias}
+
+
+HALO_ATTENTION_OP = Op(
+    "halo_attention", halo_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),), bench_inputs
+)
 
 
 @register_notrace_function
@@ -149,9 +157,3 @@ def halo_attention(
 ) -> Tensor:
     """Halo attention by the fastest implementation that applies; see the module's docstring for shapes."""
     return HALO_ATTENTION_OP(qkv, num_heads, window, halo, scale, bias)
-
-
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of side x side in windows of 8 x 8 with a border of 3 and a bias."""
-    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 64, 196)
-    return (qkv, heads, (8, 8), 3, (dim // heads) ** -0.5), {"bias": bias}

@@ -22,7 +22,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .attention import attention_reference
-from .dispatch import Candidate, Op, exporting
+from .dispatch import Candidate, Op
 from .windows import (
     Size,
     axis_codes,
@@ -47,8 +47,6 @@ def window_attention_reference(
 ) -> Tensor:
     """The equation, operator by operator. The scale is applied to q, the smaller operand."""
     height, width = qkv.shape[-2:]
-    if exporting() and _sized(qkv):
-        return _banded(qkv, num_heads, window, scale, bias, shift, attention_reference)
     rolled = cyclic_shift(pad_to_windows(qkv, window), shift)
     q, k, v = _heads(rolled, window, num_heads)  # (B * windows, heads, N, D)
     logits = (q * scale) @ k.transpose(-2, -1)
@@ -89,6 +87,15 @@ def _whole(out: Tensor, rolled: Tensor, window: Size, shift: Size, size: Size) -
 def _sized(qkv: Tensor) -> bool:
     """Whether the size of the map is known, not a symbol of a graph."""
     return all(isinstance(n, int) for n in qkv.shape[2:])
+
+
+def _exported(
+    qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
+) -> Tensor:
+    """Plain operators with the few masks that a known size needs."""
+    if not _sized(qkv):
+        return window_attention_reference(qkv, num_heads, window, scale, bias, shift)
+    return _banded(qkv, num_heads, window, scale, bias, shift, attention_reference)
 
 
 def _fused(
@@ -154,7 +161,11 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...],
 
 
 WINDOW_ATTENTION_OP = Op(
-    "window_attention", window_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),), bench_inputs
+    "window_attention",
+    window_attention_reference,
+    (Candidate("sdpa", _fused, _fused_unsupported),),
+    bench_inputs,
+    _exported,
 )
 
 
