@@ -22,8 +22,8 @@ def fill_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """float64 values for the tensor called ``key``.
 
     Matrices and kernels get unit gain over their fan-in, biases and running means are small, norm weights and running
-    variances lie in [0.5, 1.5], and branch scales (layer scale, gamma) in [0.01, 0.03], so that deep models stay
-    finite.
+    variances lie in [0.5, 1.5], as do scales of shortcuts, and branch scales (layer scale, gamma) in [0.01, 0.03], so
+    that deep models stay finite and remember their input.
     """
     rng = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.rsplit(".", 1)[-1]
@@ -35,7 +35,7 @@ def fill_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return rng.standard_normal(shape) / np.sqrt(int(np.prod(shape[1:])))
     if "bias" in leaf:
         return 0.1 * rng.standard_normal(shape)
-    if "layer_scale" in key or "gamma" in leaf:
+    if ("layer_scale" in key or "gamma" in leaf) and "shortcut" not in key:
         return rng.uniform(0.01, 0.03, shape)
     return rng.uniform(0.5, 1.5, shape)
 
