@@ -7,13 +7,16 @@ from functools import partial
 
 import pytest
 import torch
-from mixzoo.blocks.mixers import MIXERS
+from mixzoo.blocks.channel import mlp
+from mixzoo.blocks.conv import DepthwiseConv2d
+from mixzoo.blocks.ghost import ghost_bottleneck
+from mixzoo.blocks.mixers import MIXERS, Mixer
 from mixzoo.blocks.mixers.factorised import mirrored
-from mixzoo.blocks.stage import BlockSite, MixerChoice, Plain, build_block
+from mixzoo.blocks.stage import MIXER, BlockSite, Branch, MixerChoice, Plain, build_block
 from mixzoo.zoo import favit, ffnet
 from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err
-from timm.layers import SqueezeExcite
+from timm.layers import LayerNorm2d, SqueezeExcite
 from torch import nn
 
 FFNET = ffnet.build().keys["official"]
@@ -33,6 +36,46 @@ def _inside(keys: KeyMap, ours: str, theirs: str) -> KeyMap:
 FASA = _inside(favit.build().keys["official"], "stages.0.blocks.0.mix.fn.mixer.", r"block1\.0\.attn\.")
 
 
+def davit_block() -> nn.Module:
+    norm = partial(LayerNorm2d, eps=1e-5)
+    place = partial(DepthwiseConv2d, kernel_size=3)
+    parts = (
+        Branch("cpe0", {"dw": place}),
+        Branch("mix", {"norm": norm, "mixer": MIXER}),
+        Branch("cpe1", {"dw": place}),
+        Branch("ffn", {"norm": norm, "mlp": mlp(4.0)}),
+    )
+    return build_block(parts, MixerChoice(Mixer("padded_window", head_dim=16)), BlockSite(64, (16, 12), 0, 1))
+
+
+DAVIT = KeyMap(
+    rename(
+        (r"^cpe(\d)\.fn\.dw\.", r"cpe.\1.proj."),
+        (r"^(mix|ffn)\.fn\.norm", lambda m: "norm1" if m[1] == "mix" else "norm2"),
+        (r"^mix\.fn\.mixer\.", ""),
+        (r"^ffn\.fn\.mlp\.", "mlp."),
+    )
+)
+GHOST = rename(
+    (r"(^|\.)primary\.pair\.", r"\1primary_conv."),
+    (r"(^|\.)cheap\.pair\.", r"\1cheap_operation."),
+    (r"(^|\.)gate\.(point|row|column)\.conv\.", lambda m: f"{m[1]}short_conv.{STRIPS.index(m[2]) * 2}."),
+    (r"(^|\.)gate\.(point|row|column)\.bn\.", lambda m: f"{m[1]}short_conv.{STRIPS.index(m[2]) * 2 + 1}."),
+    (r"(primary_conv|cheap_operation)\.conv\.", r"\1.0."),
+    (r"(primary_conv|cheap_operation)\.bn\.", r"\1.1."),
+)
+STRIPS = ("point", "row", "column")
+BOTTLENECK = rename(
+    (r"^fn\.dw\.conv\.", "conv_dw."),
+    (r"^fn\.dw\.bn\.", "bn_dw."),
+    (r"^fn\.se\.fc1\.", "se.conv_reduce."),
+    (r"^fn\.se\.fc2\.", "se.conv_expand."),
+    (r"^shortcut\.(dw|point)\.conv\.", lambda m: f"shortcut.{0 if m[1] == 'dw' else 2}."),
+    (r"^shortcut\.(dw|point)\.bn\.", lambda m: f"shortcut.{1 if m[1] == 'dw' else 3}."),
+    (r"^fn\.", ""),
+)
+
+
 MODULES: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
     "aff_mixer": (lambda: MIXERS["frequency_filter"](64), KeyMap()),
     "ffnified_attention_k3": (
@@ -43,6 +86,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], KeyMap]] = {
         lambda: MIXERS["ffnified_attention"](64),
         _inside(FFNET, "stages.0.blocks.0.mix.fn.mixer.", r"stages\.0\.0\.token_mixer\.0\.main\."),
     ),
+    "davit_channel_attention": (lambda: MIXERS["channel"](64, num_heads=4), KeyMap()),
+    "davit_spatial_block": (davit_block, DAVIT),
+    "dfc_ghost_module": (lambda: MIXERS["dfc"](64), KeyMap(GHOST)),
+    "ghost_bottleneck_v2": (lambda: ghost_bottleneck(40, 160, 64, 5, 2, 0.25), KeyMap(GHOST + BOTTLENECK)),
     "fasa_sr1": (lambda: MIXERS["factorised"](64, num_heads=2, ratio=1), FASA),
     "fasa_sr2": (lambda: MIXERS["factorised"](64, num_heads=2, ratio=2), FASA),
     "ffnet_block": (ffnet_block, _inside(FFNET, "stages.0.blocks.0.", r"stages\.0\.0\.")),

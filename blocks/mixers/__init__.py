@@ -17,8 +17,10 @@ from .agent import AgentAttention
 from .attention import Attention, RelativeAttention
 from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
+from .channel import ChannelAttention, PaddedWindowAttention
 from .conv import DepthwiseMixer, FFNifiedAttention, SeparableConvMixer
 from .cross_window import CrossWindowAttention
+from .dfc import DFCMixer
 from .factorised import FactorisedAttention
 from .flow import FlowAttention
 from .forward_cross import ForwardCrossAttention
@@ -45,13 +47,15 @@ MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
     "bilevel_routing": BiLevelRoutingAttention,
     "cascaded_group": CascadedGroupAttention,
+    "channel": ChannelAttention,
     "cosine_window": CosineWindowAttention,
     "cross_window": CrossWindowAttention,
     "depthwise": DepthwiseMixer,
+    "dfc": DFCMixer,
     "enhanced_attention": EnhancedAttention,
-    "flow": FlowAttention,
     "factorised": FactorisedAttention,
     "ffnified_attention": FFNifiedAttention,
+    "flow": FlowAttention,
     "forward_cross": ForwardCrossAttention,
     "frequency_filter": FrequencyFilterMixer,
     "halo": HaloAttention,
@@ -61,6 +65,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "linear": LinearAttention,
     "mala": MagnitudeAwareAttention,
     "neighborhood": NeighborhoodAttention,
+    "padded_window": PaddedWindowAttention,
     "pool": PoolMixer,
     "pooled_attention": PooledAttention,
     "rala": RankAugmentedAttention,
