@@ -19,7 +19,6 @@ Source: Zhu et al., arXiv:2303.08810.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -134,37 +133,29 @@ def _whole(out: Tensor, region: Size, size: Size) -> Tensor:
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
-    size = (q.shape[-2], q.shape[-1])
+    size, widths = (q.shape[-2], q.shape[-1]), (k.shape[1], v.shape[1])
     rows = _rows(routed_regions(q, k, region, topk))
-    queries = to_tokens(pad_to_regions(q, region), region)
-    keys, values = _reader(k, region), _reader(v, region)
-    gathered = rows.shape[1] * queries.shape[1] * (k.shape[1] + v.shape[1])  # elements for one region
-    step = max(1, GATHERED_AT_ONCE // gathered)
-    parts = [
-        F.scaled_dot_product_attention(
-            _heads(some, num_heads), _heads(keys(chosen), num_heads), _heads(values(chosen), num_heads), scale=scale
-        )
-        for some, chosen in zip(queries.split(step), rows.split(step), strict=True)
-    ]
+    q, k, v = (pad_to_regions(x, region) for x in (q, k, v))
+    queries = to_tokens(q, region)
+    if k.stride(1) == v.stride(1) == 1:  # the channels of a token are adjacent in memory: it is read where it is
+        sources, places = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in (k, v)], _places(k, region)
+    else:
+        sources, places = [to_tokens(x, region).flatten(1) for x in (k, v)], None
+    gathered = rows.shape[1] * queries.shape[1] * sum(widths)  # elements for one region
+    step, parts = max(1, GATHERED_AT_ONCE // gathered), []
+    for some, chosen in zip(queries.split(step), rows.split(step), strict=True):
+        index = (chosen if places is None else places[chosen]).flatten()
+        found = (x.index_select(0, index).view(len(some), -1, n) for x, n in zip(sources, widths, strict=True))
+        keys, values = (_heads(x, num_heads) for x in found)
+        parts.append(F.scaled_dot_product_attention(_heads(some, num_heads), keys, values, scale=scale))
     return _whole(parts[0] if len(parts) == 1 else torch.cat(parts), region, size)
 
 
-def _reader(x: Tensor, region: Size) -> Callable[[Tensor], Tensor]:
-    """A function from (n, topk) numbers of regions in the batch to their tokens (n, topk * T, C).
-
-    Where the channels of a token are adjacent in memory, tokens are read where they are; otherwise regions are made
-    contiguous first.
-    """
-    channels = x.shape[1]
-    padded = pad_to_regions(x, region)
-    if padded.stride(1) != 1:
-        regions = to_tokens(padded, region).flatten(1)
-        return lambda rows: regions.index_select(0, rows.flatten()).reshape(rows.shape[0], -1, channels)
-    batch, _, height, width = padded.shape
-    places = torch.arange(batch * height * width, device=x.device).reshape(batch, 1, height, width)
-    places = to_tokens(places, region).squeeze(2)  # (B * R, T)
-    tokens = padded.permute(0, 2, 3, 1).flatten(0, 2)
-    return lambda rows: tokens.index_select(0, places[rows].flatten()).reshape(rows.shape[0], -1, channels)
+def _places(x: Tensor, region: Size) -> Tensor:
+    """(B * R, T) number in the batch of every token of every region of the map ``x``."""
+    batch, _, height, width = x.shape
+    numbers = torch.arange(batch * height * width, device=x.device).view(batch, 1, height, width)
+    return to_tokens(numbers, region).squeeze(2)
 
 
 def _whole_map(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
