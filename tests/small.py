@@ -24,15 +24,15 @@ KINDS = (
     "agent_swin_tiny", "swinv2_tiny_window8_256",
     "slab_pvt_v2_b0", "slab_swin_t",
     "dinat_mini", "dinat_isotropic_small",
-    "pvt_tiny",
+    "pvt_tiny", "inline_deit_tiny",
     "soft_tiny", "soft_norm_tiny",
     "ffnet_1",
     "favit_b0",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
-TOKENS = ("pvt_tiny", "soft_tiny", "soft_norm_tiny")  # a class token beside the last map
+TOKENS = ("pvt_tiny", "inline_deit_tiny", "soft_tiny", "soft_norm_tiny")  # a class token beside the last map
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32
-ISOTROPIC = ("dinat_isotropic_small",)  # one stage at stride 16
+ISOTROPIC = ("dinat_isotropic_small", "inline_deit_tiny")  # one stage at stride 16
 
 
 def reductions(name: str) -> list[int]:
