@@ -26,11 +26,11 @@ def frequencies(head_dim: int, device: torch.device | None = None) -> Tensor:
     return 1.0 / BASE ** torch.linspace(0, 1, head_dim // 4, dtype=torch.float32, device=device)
 
 
-def map_tables(head_dim: int, size: Size, like: Tensor) -> Rope:
+def map_tables(head_dim: int, size: Size, like: Tensor, by_channel: bool = False) -> Rope:
     """Cosines and signed sines (H * W, head_dim) for a map.
 
-    The first half of a head turns by row, the second by column. The tables are of
-    the type of ``like``, or float32 where that is half precision.
+    The first half of a head turns by row, the second by column. The tables are of the type of ``like``, or float32
+    where that is half precision; with ``by_channel``, tokens are adjacent in memory, as in a (B, C, H, W) map.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     step = frequencies(head_dim, like.device).to(dtype)
@@ -38,12 +38,14 @@ def map_tables(head_dim: int, size: Size, like: Tensor) -> Rope:
     shape = (*size, head_dim // 4)
     angles = torch.cat((rows[:, None].expand(shape), cols[None].expand(shape)), dim=-1)
     cos, sin = rope_tables(angles.flatten(0, 1))
-    return cos, sin
+    return (cos.t().contiguous().t(), sin.t().contiguous().t()) if by_channel else (cos, sin)
 
 
 @register_notrace_module
 class RotaryEmbedding(nn.Module):
     """Rotary tables of a map: ``forward(size, like)`` gives cosines and signed sines (H * W, head_dim).
+
+    They lie in memory as the map ``like`` does.
 
     Args:
         head_dim: channels of a head, a multiple of 4.
@@ -56,7 +58,7 @@ class RotaryEmbedding(nn.Module):
         self.head_dim, self.grid = head_dim, grid
 
     def forward(self, size: Size, like: Tensor) -> Rope:
-        return map_tables(self.head_dim, size, like)
+        return map_tables(self.head_dim, size, like, not exporting() and like.stride(1) != 1)
 
     def fixed(self, like: Tensor) -> nn.Module:
         """The same with the tables of its own grid made beforehand, in the type of ``like``."""
@@ -65,7 +67,10 @@ class RotaryEmbedding(nn.Module):
 
 @register_notrace_module
 class FixedRotaryEmbedding(nn.Module):
-    """`RotaryEmbedding` whose tables of its own grid are made; other maps get theirs, and under export all do."""
+    """`RotaryEmbedding` whose tables of its own grid are made, for channels-last maps, as the deploy form has them.
+
+    Other maps get theirs, and under export all do.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -80,4 +85,4 @@ class FixedRotaryEmbedding(nn.Module):
     def forward(self, size: Size, like: Tensor) -> Rope:
         if not exporting() and size == self.grid:  # a table would fix the size of an exported graph
             return self.cos, self.sin
-        return map_tables(self.head_dim, size, like)
+        return map_tables(self.head_dim, size, like, not exporting() and like.stride(1) != 1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mixzoo.blocks.rope import map_tables
+from mixzoo.blocks.rope import RotaryEmbedding, map_tables
 from mixzoo.kernels.linear_attention import (
     EPS,
     FEATURES,
@@ -209,3 +209,12 @@ def test_unknown_kinds_are_refused() -> None:
         linear_attention(*args, "ralla")
     own = linear_attention(*args, Kind("exp", "subtraction"))
     assert own.shape == args[0].shape and F.mse_loss(own, linear_attention(*args, "inline")) > 1e-6
+
+
+def test_tables_lie_in_memory_as_the_map_does() -> None:
+    rope = RotaryEmbedding(8, (5, 6))
+    x = torch.randn(1, 8, 5, 6, dtype=torch.float64)
+    by_channel, by_token = rope((5, 6), x), rope((5, 6), x.contiguous(memory_format=torch.channels_last))
+    assert by_channel[0].stride() == (1, 30) and by_token[0].stride() == (8, 1)
+    assert all(torch.equal(a, b) for a, b in zip(by_channel, by_token, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(rope.fixed(x)((5, 6), x), by_token, strict=True))
