@@ -3,8 +3,9 @@
     out = K(q, l) J K(l, q) v,    K(a, b) = exp(-|a - b|^2 / 2),    J ~ K(l, l)^-1
 
 Shapes: q (..., N, D), landmarks l (..., M, D), v (..., N, E); result (..., N, E). Keys are the queries.
-Time O(N M (D + E) + M^3); memory O(N M), and O(N D + M^2) for the tiled candidate. M is N / r^2 for landmarks that sum
-up r x r positions: cost is linear in N where r grows with the side of the map, else quadratic with the factor 1 / r^2.
+Time O(N M (D + E) + M^3); memory O(N M), and O(N D + M^2) for the tiled and the Triton candidate. M is N / r^2 for
+landmarks that sum up r x r positions: cost is linear in N where r grows with the side of the map, else quadratic with
+the factor 1 / r^2.
 
 J comes from `NEWTON_STEPS` Newton-Schulz steps V <- 2 V - V P V from V = a P, with P = K(l, l) and c the greatest row
 sum of P. They do not converge for badly conditioned P, so that the start is part of the definition:
@@ -23,6 +24,7 @@ Sources: arXiv:2110.11945 (SOFT), arXiv:2207.03341 (SOFT++).
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from timm.layers import register_notrace_function
@@ -36,6 +38,7 @@ HALVINGS = 10
 RIDGE = 0.01
 TINY = 1e-30  # below it, an eigenvalue is zero
 TILE = 1 << 18  # numbers of a tile of the kernel: it stays in cache
+MAX_FUSED_DIM = 128
 WHOLE = 1 << 22  # numbers up to which the kernel is kept whole
 
 
@@ -186,10 +189,37 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ..
     return (maps[0].transpose(-2, -1), torch.randn(1, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}
 
 
+def _fused(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> Tensor:
+    from .fused.soft import gaussian_product
+
+    lead, dtype = q.shape[:-2], v.dtype
+    with without_autocast(q.device.type):
+        points = accumulated(landmarks)
+        inverse = landmark_inverse(gaussian_kernel(points, points), symmetric, _newton).flatten(0, -3)
+        q, landmarks, v = (t.flatten(0, -3) for t in (q, landmarks, v))
+        state = torch.bmm(inverse, gaussian_product(landmarks, q, v))
+        return gaussian_product(q, landmarks, state).to(dtype).unflatten(0, lead)
+
+
+def _fused_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> str | None:
+    if q.device.type != "cuda":
+        return f"the Triton kernel runs on CUDA, not on {q.device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if q.dtype == torch.float64:
+        return "the Triton kernel sums in float32, which is less than float64 asks for"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, landmarks, v)):
+        return "the Triton kernel keeps nothing for a backward pass"
+    if max(q.shape[-1], v.shape[-1]) > MAX_FUSED_DIM:
+        return f"heads wider than {MAX_FUSED_DIM} do not fit on the chip"
+    return _channel_major_unsupported(q, landmarks, v)
+
+
 SOFT_ATTENTION_OP = Op(
     "soft_attention",
     soft_attention_reference,
     (
+        Candidate("triton", _fused, _fused_unsupported),
         Candidate("tiled", _tiled, _tiled_unsupported),
         Candidate("channel_major", _channel_major, _channel_major_unsupported),
     ),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -28,6 +32,7 @@ SHAPES = (  # B, heads, N, M, D, E
     (2, 2, 7, 1, 5, 3),
 )
 CANDIDATES = {c.name: c for c in SOFT_ATTENTION_OP.candidates}
+ON_CPU = ("tiled", "channel_major")
 symmetric = pytest.mark.parametrize("symmetric", (False, True), ids=("soft", "soft++"))
 
 
@@ -53,7 +58,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @symmetric
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", ON_CPU)
 @pytest.mark.usefixtures("small_tiles")
 def test_outputs(name: str, shape: tuple[int, ...], dtype: torch.dtype, symmetric: bool) -> None:
     args = inputs(shape, dtype)
@@ -138,6 +143,7 @@ def test_autocast_computes_in_float32() -> None:
 def test_reasons() -> None:
     q, landmarks, v = inputs(SHAPES[0], torch.float32)
     assert SOFT_ATTENTION_OP.explain(q, landmarks, v) == {
+        "triton": "the Triton kernel runs on CUDA, not on cpu",
         "tiled": "a kernel this small is faster whole",
         "channel_major": None,
     }
@@ -147,6 +153,30 @@ def test_reasons() -> None:
     large = inputs((1, 1, 3000, 1500, 2, 2), torch.float32)
     assert SOFT_ATTENTION_OP.explain(*large)["tiled"] is None
     assert "backward" in str(SOFT_ATTENTION_OP.explain(large[0].requires_grad_(), *large[1:])["tiled"])
+
+
+INTERPRETED = """
+import torch
+from test_kernel_soft_attention import CANDIDATES, SHAPES, TOLERANCE, inputs, soft_attention_reference
+from support import rel_err
+torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+assert torch.empty(3).isnan().all()
+for shape, dtype in ((SHAPES[0], torch.float16), (SHAPES[1], torch.float32), (SHAPES[2], torch.float32)):
+    for symmetric in (False, True):
+        args = inputs(shape, dtype)
+        out = CANDIDATES["triton"].run(*args, symmetric)
+        exact = soft_attention_reference(*(t.double() for t in args), symmetric)
+        assert out.dtype == dtype and rel_err(out, exact) < TOLERANCE[dtype], (shape, dtype)
+print("passed")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_triton_kernel_interpreted() -> None:
+    """On the CPU, one program after the other."""
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "passed", done.stderr[-2000:]
 
 
 def test_what_the_benchmark_measures() -> None:
