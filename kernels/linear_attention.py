@@ -146,7 +146,7 @@ def linear_attention_reference(
 ) -> Tensor:
     """The equation, operator by operator."""
     kind, count, dtype = resolve_kind(kind), k.shape[-2], v.dtype
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = int(q.shape[-1]) ** -0.5 if scale is None else scale
     rule = RULES[kind.rule]
     with without_autocast(q.device.type):
         q, k, v = _prepared(q, k, v, kind, scale)
@@ -165,7 +165,7 @@ def _channel_major(
 ) -> Tensor:
     """Everything transposed, for tokens that are adjacent in memory, as in a map: the heads join without a copy."""
     kind, count, dtype = resolve_kind(kind), k.shape[-2], v.dtype
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = int(q.shape[-1]) ** -0.5 if scale is None else scale
     rule = RULES[kind.rule]
     with without_autocast(q.device.type):
         q, k, v = _prepared(q, k, v, kind, scale)
@@ -217,7 +217,7 @@ class _Fused(torch.autograd.Function):
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
 ) -> Tensor:
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = int(q.shape[-1]) ** -0.5 if scale is None else scale
     return cast(Tensor, _Fused.apply(q, k, v, resolve_kind(kind), scale, rope))
 
 

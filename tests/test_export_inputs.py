@@ -61,7 +61,7 @@ def test_names_are_built_and_filled(name: str, kind: str) -> None:
 
 
 def test_fill_is_steady_in_float32() -> None:
-    model, x = fill_(mixzoo.create_model("convformer_s18")).eval(), images((64, 64))
+    model, x = fill_(mixzoo.create_model("efficientvit_m0")).eval(), images((224, 224))
     assert rounding(model, x) > ROUNDING
     assert fill_steadily_(model, [x]) < 1
     assert rounding(model, x) <= ROUNDING

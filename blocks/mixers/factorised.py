@@ -117,9 +117,9 @@ class FactorisedAttention(nn.Module):
         outs = [self._reduced(query, whole)]
         parts = split_heads(queries, self.num_heads).split(self.widths, dim=3)
         sources = self.local(rest).split([self.num_heads * width for width in self.widths], dim=1)
-        for part, source, window in zip(parts, sources, self.windows, strict=True):
+        for part, source, window, width in zip(parts, sources, self.windows, self.widths, strict=True):
             k, v = window(source)
-            outs.append(join_heads(attention(part, k, v, k.shape[3] ** -0.5), x))
+            outs.append(join_heads(attention(part, k, v, width**-0.5), x))
         return self.proj(torch.cat(outs, dim=1))
 
     def _reduced(self, query: Tensor, x: Tensor) -> Tensor:

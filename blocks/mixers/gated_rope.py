@@ -60,7 +60,7 @@ class RopeAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         """(B, heads, N, D) of queries, keys, values -> the same of answers."""
         q, k = (rotate_pairs(t, rope).to(t.dtype) for t in (q, k))
-        return attention(q, k, v, q.shape[-1] ** -0.5)
+        return attention(q, k, v, int(q.shape[-1]) ** -0.5)
 
     def folded(self) -> nn.Module:
         """With the rotary tables of its own grid made beforehand."""
