@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -23,9 +23,6 @@ from ..zoo.registry import create_model
 from .data import Data
 from .recipe import Recipe, parse_recipe
 
-if TYPE_CHECKING:
-    from .engine import Epoch
-
 WEIGHTS, RECORD, LOG = "model.safetensors", "train.json", "log.csv"
 _PACKAGES = ("mixzoo", "torch", "timm", "numpy", "scikit-learn")  # what decides a run's numbers
 
@@ -37,6 +34,18 @@ class Trained:
     model: nn.Module
     recipe: Recipe
     record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did: mean loss over its steps, accuracy on the test images (a share), and its time in seconds."""
+
+    number: int
+    lr: float
+    loss: float
+    accuracy: float
+    images_per_s: float
+    seconds: float
 
 
 class EpochLog:

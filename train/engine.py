@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..bench.timing import torch_threads
 from ..zoo.errors import MixzooError
-from .checkpoint import LOG, EpochLog, build_model, save_run
+from .checkpoint import LOG, Epoch, EpochLog, build_model, save_run
 from .data import Data, Split, augment, batches, load_data, normalise
 from .progress import TrainProgress
 from .recipe import Recipe, RecipeError, load_recipe, override
@@ -34,18 +34,6 @@ _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channe
 
 class DivergedError(MixzooError):
     """The loss or the outputs stopped being finite; nothing was saved."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch did: mean loss over its steps, accuracy on the test images (a share), and its time in seconds."""
-
-    number: int
-    lr: float
-    loss: float
-    accuracy: float
-    images_per_s: float
-    seconds: float
 
 
 @dataclass(frozen=True)
