@@ -45,6 +45,7 @@ class RopeAttention(nn.Module):
     def __init__(self, dim: int, grid: Size | None = None, head_dim: int = 64) -> None:
         super().__init__()
         self.num_heads = rotary_heads(dim, head_dim)
+        self.scale = (dim // self.num_heads) ** -0.5
         self.qkvo = nn.Conv2d(dim, 4 * dim, 1)
         self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
         self.rope: nn.Module = RotaryEmbedding(dim // self.num_heads, grid)
@@ -60,7 +61,7 @@ class RopeAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         """(B, heads, N, D) of queries, keys, values -> the same of answers."""
         q, k = (rotate_pairs(t, rope).to(t.dtype) for t in (q, k))
-        return attention(q, k, v, int(q.shape[-1]) ** -0.5)
+        return attention(q, k, v, self.scale)
 
     def folded(self) -> nn.Module:
         """With the rotary tables of its own grid made beforehand."""
