@@ -19,7 +19,6 @@ Source: Zhu et al., arXiv:2303.08810.
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -27,12 +26,11 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op
+from .dispatch import Candidate, Op, triton_unsupported
 from .precision import without_autocast
 from .windows import Size, from_windows, to_tokens
 
 GATHERED_AT_ONCE = 1 << 20  # elements of keys and values: what is gathered stays in cache
-MAX_FUSED_WIDTH = 128  # channels of a head
 
 
 def pad_to_regions(x: Tensor, region: Size) -> Tensor:
@@ -194,17 +192,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_
 def _fused_unsupported(
     q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
 ) -> str | None:
-    if q.device.type != "cuda":
-        return f"the Triton kernel takes CUDA tensors, not {q.device.type}"
-    if find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
     if torch.compiler.is_compiling():
         return "a compiled graph is made of operators that the compiler sees through"
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"the Triton kernel takes operands of one type of at most 32 bits, not {q.dtype}, {k.dtype}, {v.dtype}"
-    if q.shape[1] // num_heads > MAX_FUSED_WIDTH:
-        return f"heads wider than {MAX_FUSED_WIDTH} channels do not fit the registers of a program"
-    return _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
+    reason = triton_unsupported(q.shape[1] // num_heads, q, k, v)
+    return reason or _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
 
 
 def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:

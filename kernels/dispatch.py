@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+
+MAX_TRITON_WIDTH = 128  # channels of a head
+_TRITON_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,21 @@ class Op:
     def explain(self, *args: Any, **kwargs: Any) -> dict[str, str | None]:
         """For each candidate, in order: why it is not taken for these arguments, or None."""
         return {c.name: c.unsupported(*args, **kwargs) for c in self.candidates}
+
+
+def triton_unsupported(width: int, *operands: Tensor) -> str | None:
+    """Why no Triton kernel takes ``operands`` with heads ``width`` channels wide here, or None."""
+    device, dtypes = operands[0].device.type, {t.dtype for t in operands}
+    if device != "cuda":
+        return f"the Triton kernel runs on CUDA, not on {device}"
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if len(dtypes) > 1 or not dtypes <= _TRITON_DTYPES:
+        names = ", ".join(str(t.dtype) for t in operands)
+        return f"the Triton kernel takes operands of one type of at most 32 bits, not {names}"
+    if width > MAX_TRITON_WIDTH:
+        return f"heads wider than {MAX_TRITON_WIDTH} channels do not fit the registers of a program"
+    return None
 
 
 def exporting() -> bool:

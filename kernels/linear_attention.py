@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -29,12 +28,11 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op
+from .dispatch import Candidate, Op, triton_unsupported
 from .precision import accumulated, without_autocast
 from .rotary import Rope, rotate_pairs
 
 EPS = 1e-6
-MAX_FUSED_WIDTH = 128  # channels of a head, queries' or values'
 
 
 def focus(x: Tensor, power: int = 3, dim: int = -1, scale: Tensor | None = None) -> Tensor:
@@ -224,19 +222,13 @@ def _fused(
 def _fused_unsupported(
     q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
 ) -> str | None:
-    if q.device.type != "cuda":
-        return f"the Triton kernels take CUDA tensors, not {q.device.type}"
-    if find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
     if torch.compiler.is_compiling():
         return "the compiler fuses the plain form itself"
-    if q.ndim != 4 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"the Triton kernels take (B, heads, N, D) of at most 32 bits, not {q.ndim} axes of {q.dtype}"
-    if max(q.shape[-1], v.shape[-1]) > MAX_FUSED_WIDTH:
-        return f"heads wider than {MAX_FUSED_WIDTH} channels do not fit the registers of a program"
+    if q.ndim != 4:
+        return f"the Triton kernel takes (B, heads, N, D), not {q.ndim} axes"
     if resolve_kind(kind).features in ("focused", "hedgehog"):
-        return "features that are normalised over the channels are made outside of the Triton kernels"
-    return None
+        return "features that are normalised over the channels are made outside of the Triton kernel"
+    return triton_unsupported(max(q.shape[-1], v.shape[-1]), q, k, v)
 
 
 def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:

@@ -28,13 +28,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op, exporting
+from .dispatch import Candidate, Op, exporting, triton_unsupported
 from .neighborhood_gradient import neighborhood_attention_gradients
 from .neighborhood_tiles import TilePlan, additive_masks, map_of, rows_of, take_tiles, tile_plan
 
 TILES_AT_ONCE = 64  # without gradients, so many tiles run together: their keys stay in cache
 FUSED_TILE = (8, 8)  # queries of a Triton program
-MAX_FUSED_DIM = 128
 
 
 def check_shapes(q: Tensor, kernel_size: int, dilation: int, bias: Tensor | None) -> None:
@@ -175,15 +174,7 @@ def _fused(
 def _fused_unsupported(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> str | None:
-    if q.device.type != "cuda":
-        return f"the Triton kernel runs on CUDA, not on {q.device.type}"
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if q.dtype == torch.float64:
-        return "the Triton kernel sums in float32, which is less than float64 asks for"
-    if q.shape[4] > MAX_FUSED_DIM:
-        return f"heads wider than {MAX_FUSED_DIM} do not fit on the chip"
-    return None
+    return triton_unsupported(q.shape[4], q, k, v)
 
 
 def _natten(

@@ -24,13 +24,12 @@ Sources: arXiv:2110.11945 (SOFT), arXiv:2207.03341 (SOFT++).
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op
+from .dispatch import Candidate, Op, triton_unsupported
 from .precision import accumulated, without_autocast
 
 NEWTON_STEPS = 20
@@ -38,7 +37,6 @@ HALVINGS = 10
 RIDGE = 0.01
 TINY = 1e-30  # below it, an eigenvalue is zero
 TILE = 1 << 18  # numbers of a tile of the kernel: it stays in cache
-MAX_FUSED_DIM = 128
 WHOLE = 1 << 22  # numbers up to which the kernel is kept whole
 
 
@@ -202,17 +200,10 @@ def _fused(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> 
 
 
 def _fused_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> str | None:
-    if q.device.type != "cuda":
-        return f"the Triton kernel runs on CUDA, not on {q.device.type}"
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if q.dtype == torch.float64:
-        return "the Triton kernel sums in float32, which is less than float64 asks for"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, landmarks, v)):
         return "the Triton kernel keeps nothing for a backward pass"
-    if max(q.shape[-1], v.shape[-1]) > MAX_FUSED_DIM:
-        return f"heads wider than {MAX_FUSED_DIM} do not fit on the chip"
-    return _channel_major_unsupported(q, landmarks, v)
+    reason = triton_unsupported(max(q.shape[-1], v.shape[-1]), q, landmarks, v)
+    return reason or _channel_major_unsupported(q, landmarks, v)
 
 
 SOFT_ATTENTION_OP = Op(

@@ -164,7 +164,7 @@ def triton_reason(device: str, dim: int = 32, dtype: torch.dtype = torch.float32
 
 @needs_triton
 def test_reasons_against_triton() -> None:
-    assert "not cpu" in str(triton_reason("cpu"))
+    assert "not on cpu" in str(triton_reason("cpu"))
     assert triton_reason("cuda") is None and triton_reason("cuda", dtype=torch.bfloat16) is None
     assert "wider than 128" in str(triton_reason("cuda", dim=160))
     assert "32 bits" in str(triton_reason("cuda", dtype=torch.float64))

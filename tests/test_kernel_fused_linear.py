@@ -56,7 +56,7 @@ def reason(
 
 @needs_triton
 def test_explain_says_why_triton_is_not_taken() -> None:
-    assert "not cpu" in (reason("cpu") or "")
+    assert "not on cpu" in (reason("cpu") or "")
     assert reason("cuda") is None and reason("cuda", dtype=torch.bfloat16) is None
     assert "128 channels" in (reason("cuda", dim=160) or "")
     assert "32 bits" in (reason("cuda", dtype=torch.float64) or "")
