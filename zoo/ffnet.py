@@ -12,55 +12,21 @@ its own. Any image size works unchanged.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
 
 from ..blocks.channel import local_mlp
-from ..blocks.conv import BranchedConv, DepthwiseConv2d, conv_norm
+from ..blocks.conv import DepthwiseConv2d
+from ..blocks.forms import MERGED, SMALL, TRAINED, Layers
 from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer
-from ..blocks.residual import Residual
 from ..blocks.scale import layer_scale
 from ..blocks.stage import Branch, Factory, MixerSlot
 from .keys import KeyMap, View, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights
-
-_SMALL = 3  # px; kernels of this side have no branches
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The layers that differ between the training form and the authors' deploy form.
-
-    Attributes:
-        conv: (dim, out_dim, kernel_size, stride, groups) -> a convolution that a batch norm follows in training.
-        large: the same for a kernel that has a small one beside it.
-        point: (dim) -> a pre-normalised 1x1 convolution with a shortcut.
-    """
-
-    conv: Callable[..., nn.Module]
-    large: Callable[..., nn.Module]
-    point: Factory
-
-
-def _point(dim: int) -> nn.Module:
-    conv = nn.Conv2d(dim, dim, 1, bias=False)
-    return Residual(nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(dim), conv=conv)))
-
-
-def _biased(dim: int, out_dim: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> nn.Module:
-    return nn.Conv2d(dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups)
-
-
-def _branched(dim: int, out_dim: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Module:
-    return BranchedConv(dim, out_dim, kernel_size, _SMALL, stride, groups)
-
-
-TRAINED = Layers(conv_norm, _branched, _point)
-MERGED = Layers(_biased, _biased, lambda dim: _biased(dim, dim))
 
 
 def _stem(in_chans: int, dim: int, layers: Layers) -> nn.Module:
@@ -74,13 +40,13 @@ def _merging(dim: int, out_dim: int, layers: Layers) -> nn.Module:
 
 
 def _spatial(dim: int, kernel_size: int, layers: Layers) -> nn.Module:
-    if kernel_size == _SMALL:
+    if kernel_size == SMALL:
         return DepthwiseConv2d(dim, kernel_size)
     return layers.large(dim, dim, kernel_size, groups=dim)
 
 
 def _local(dim: int, kernel_size: int, layers: Layers) -> nn.Module:
-    make = layers.conv if kernel_size == _SMALL else layers.large
+    make = layers.conv if kernel_size == SMALL else layers.large
     return make(dim, dim, kernel_size, groups=dim)
 
 
