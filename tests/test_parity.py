@@ -31,6 +31,7 @@ FAMILIES = (
     "soft",
     "ffnet",
     "favit",
+    "cswin",
 )
 HEAVY = (  # smaller members run the same code
     "favit_b2",
@@ -44,6 +45,7 @@ HEAVY = (  # smaller members run the same code
     "dinat_s_base",
     "nat_base",
     "agent_cswin_base",
+    "cswin_base_384",
     "agent_pvt_medium",
 )
 FROZEN = ("mixer.weight", ".unused")  # RandFormer's matrices, and what the authors' code never reads

@@ -1,12 +1,12 @@
 """CSWin Transformer: attention in vertical and horizontal stripes, which widen from stage to stage.
 
-Paper: arXiv:2107.00652 (CVPR 2022). Weights: MIT. Facts: the paper, and the CSWin models of
-github.com/LeapLabTHU/InLine at e463a6f, which keep the names of github.com/microsoft/CSWin-Transformer.
+Paper: arXiv:2107.00652 (CVPR 2022). Weights: MIT. Facts: github.com/microsoft/CSWin-Transformer at f111ae2
+(models/cswin.py, README.md).
 
 The stem is a 7x7 convolution of stride 4, stages are merged by 3x3 convolutions of stride 2, both with a LayerNorm
-after them. The last stage attends over the whole map. The layout takes its mixers and norms as arguments, and serves
-other families that way. No weights are listed, nor have these models a reference output of their own: their blocks are
-compared in the InLine, Agent and SLAB models that have the same.
+after them. Stripes are 1, 2 and 7 positions wide (12 in the third stage of a model for 384 x 384 images); the last
+stage attends over the whole map. The layout takes its mixers and norms as arguments, and serves other families that
+way.
 """
 
 from __future__ import annotations
@@ -100,20 +100,29 @@ def build(
     )
 
 
-# name: depths, width of the first stage, head width, params (1e6), MACs (1e9), top-1 (%)
+_RELEASES = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0"
+_HEADS, _WIDE_HEADS, _LARGE_HEADS = (2, 4, 8, 16), (4, 8, 16, 32), (6, 12, 24, 24)
+# name: depths, width of the first stage, heads, image side, params (1e6), MACs (1e9), top-1 (%), drop path
 _TABLE = {
-    "cswin_tiny": ((1, 2, 21, 1), 64, 32, 22.320552, 4.3, 82.7),
-    "cswin_small": ((2, 4, 32, 2), 64, 32, 34.643304, 6.9, 83.6),
-    "cswin_base": ((2, 4, 32, 2), 96, 24, 77.382184, 15.0, 84.2),
+    "cswin_tiny": ((1, 2, 21, 1), 64, _HEADS, 224, 22.320552, 4.3, 82.8, 0.2),
+    "cswin_small": ((2, 4, 32, 2), 64, _HEADS, 224, 34.643304, 6.9, 83.6, 0.4),
+    "cswin_base": ((2, 4, 32, 2), 96, _WIDE_HEADS, 224, 77.382184, 15.0, 84.2, 0.5),
+    "cswin_base_384": ((2, 4, 32, 2), 96, _WIDE_HEADS, 384, 77.382184, 47.0, 85.5, 0.7),
+    "cswin_large": ((2, 4, 32, 2), 144, _LARGE_HEADS, 224, 173.262664, 31.5, 86.5, 0.2),
+    "cswin_large_384": ((2, 4, 32, 2), 144, _LARGE_HEADS, 384, 173.262664, 96.8, 87.5, 0.2),
 }
 
 
 def _variant(name: str) -> Variant:
-    depths, width, head_dim, params, macs, top1 = _TABLE[name]
-    dims = [width * 2**i for i in range(4)]
-    spec = build(depths, dims, stripe_mixers(dims, head_dim))
+    depths, width, heads, side, params, macs, top1, drop_path = _TABLE[name]
+    splits = (1, 2, side // 32, None)
+    mixers = [Mixer("cross_window", num_heads=n, split=split) for n, split in zip(heads, splits, strict=True)]
+    spec = build(depths, [width * 2**i for i in range(4)], mixers, img_size=side)
+    tag, crop = ("in22k_ft_in1k" if "large" in name else "in1k"), (0.9 if side == 224 else 1.0)
+    url = f"{_RELEASES}/{name.removesuffix('_384')}_{side}.pth"
+    file = Weights(tag, url, top1=top1, resolution=side, macs_g=macs, crop_pct=crop)
     return Variant(
-        name, "cswin", spec, params, macs, top1, 224, "2107.00652", None, (Weights(top1=top1, macs_g=macs),),
+        name, "cswin", spec, params, macs, top1, side, "2107.00652", "MIT", (file,), drop_path,
         description="CSWin Transformer",
     )  # fmt: skip
 
