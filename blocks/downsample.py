@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .channel import norm_mlp
 from .conv import conv_norm, depthwise_norm
-from .geometry import Reshaping, Size
+from .geometry import Reshaping, Size, pad_to_windows
 from .residual import Residual
 
 Factory = Callable[[int], nn.Module]  # channels -> module
@@ -40,6 +40,27 @@ def strided_conv(
     if act:
         layers["act"] = act()
     return nn.Sequential(layers)
+
+
+@register_notrace_module
+class PadToPatches(Reshaping):
+    """Zero-pads (B, C, H, W) at the bottom and right to whole patches of ``side`` x ``side``."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def out_size(self, size: Size) -> Size:
+        return size[0] + -size[0] % self.side, size[1] + -size[1] % self.side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad_to_windows(x, (self.side, self.side))
+
+
+def padded_conv(dim: int, out_dim: int, pre_norm: Factory) -> nn.Sequential:
+    """A norm, zero-padding to whole patches of 2 x 2, and their convolution: ceil(n / 2) of a side n."""
+    conv = nn.Conv2d(dim, out_dim, 2, 2)
+    return nn.Sequential(OrderedDict(norm=pre_norm(dim), pad=PadToPatches(2), conv=conv))
 
 
 @register_notrace_module

@@ -69,6 +69,21 @@ Parts = Sequence[Branch | Plain]
 
 
 @dataclass(frozen=True)
+class Alternate:
+    """Blocks that take turns: even ones are made of ``even``, odd ones of ``odd``."""
+
+    even: Parts
+    odd: Parts
+
+
+def parts_of(block: Parts | Alternate, index: int) -> Parts:
+    """What block ``index`` of a stage is made of."""
+    if isinstance(block, Alternate):
+        return block.odd if index % 2 else block.even
+    return block
+
+
+@dataclass(frozen=True)
 class BlockSite:
     """Where in the backbone a block is built.
 

@@ -11,8 +11,11 @@ What differs between papers is the feature map phi and the rule that sets gain a
     magnitude     gain s (1 + 1 / (s z + eps)), offset -s z          MALA (arXiv:2507.00698)
     rank          gain 1 / (z + eps), keys weighted by M softmax(s mean(phi(q)) . phi(k)) over tokens
                                                     RALA (arXiv:2411.07635)
+    floor         gain 1 / max(z, 100 / M)          L2ViT (arXiv:2501.16182), of ReLU features
+    mean          gain 1 / (z + eps)                NaLa (arXiv:2506.21137), with features of its own for q and for k
 
-with s = D^-0.5 for D channels before the feature map. Rotary tables turn phi(q) and phi(k) in the product with S alone.
+with s = D^-0.5 for D channels before the feature map. Rotary tables turn phi(q) and phi(k) in the product with S alone,
+and both halves of features that are twice as wide.
 Means instead of sums, and sums in float32 for half-precision inputs (autocast or not), keep every step in range.
 """
 
@@ -33,6 +36,8 @@ from .precision import accumulated, without_autocast
 from .rotary import Rope, rotate_pairs
 
 EPS = 1e-6
+FLOOR = 100.0  # least sum of weights of the `floor` rule
+TINY = 1e-30  # least squared norm that is divided by
 
 
 def focus(x: Tensor, power: int = 3, dim: int = -1, scale: Tensor | None = None) -> Tensor:
@@ -60,6 +65,25 @@ def _softmax_pair(x: Tensor) -> Tensor:
     return torch.cat((x, -x), dim=-1).softmax(dim=-1)
 
 
+def _signed_parts(x: Tensor) -> Tensor:
+    """(..., D) -> (..., 2D): what is positive, and the size of what is negative."""
+    return torch.cat((x, -x), dim=-1).relu()
+
+
+def spiky_directions(x: Tensor) -> Tensor:
+    """(..., D) -> (..., 2D): the direction of x to a power that grows with its norm, from 1.5 to 4.5 (NaLa's queries).
+
+    A zero vector has no direction and gives zeros.
+    """
+    norm = x.square().sum(dim=-1, keepdim=True).clamp_min(TINY).sqrt()
+    return _signed_parts(x / norm) ** (3 * (0.5 + norm.tanh()))
+
+
+def signed_cubes(x: Tensor) -> Tensor:
+    """(..., D) -> (..., 2D): cubes, the positive and the negative apart (NaLa's keys)."""
+    return _signed_parts(x) ** 3
+
+
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "elu": lambda x: F.elu(x) + 1,
@@ -68,7 +92,10 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": lambda x: (0.2 * x).exp(),
     "focused": focus,
     "hedgehog": _softmax_pair,
+    "spiky": spiky_directions,
+    "cubes": signed_cubes,
 }
+JOINED = ("hedgehog", "spiky", "cubes")  # of twice the channels
 
 
 @dataclass(frozen=True)
@@ -91,15 +118,21 @@ RULES: dict[str, Rule] = {
     "subtraction": Rule(lambda z, scale, count: scale, lambda z, scale: 1 - scale * z),
     "magnitude": Rule(lambda z, scale, count: scale * (1 + 1 / (scale * z + EPS)), lambda z, scale: -scale * z),
     "rank": Rule(lambda z, scale, count: 1 / (z + EPS), weighs_keys=True),
+    "floor": Rule(lambda z, scale, count: count / (z * count).clamp_min(FLOOR)),
+    "mean": Rule(lambda z, scale, count: 1 / (z + EPS)),
 }
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One linear attention: the names of its feature map (`FEATURES`) and of its rule (`RULES`)."""
+    """One linear attention: the names of its feature map (`FEATURES`) and of its rule (`RULES`).
+
+    ``keys`` names the feature map of keys, where it is not that of queries.
+    """
 
     features: str
     rule: str = "quotient"
+    keys: str | None = None
 
 
 KINDS: dict[str, Kind] = {
@@ -112,6 +145,8 @@ KINDS: dict[str, Kind] = {
     "inline": Kind("identity", "subtraction"),
     "mala": Kind("elu", "magnitude"),
     "rala": Kind("elu", "rank"),
+    "l2vit": Kind("relu", "floor"),
+    "nala": Kind("spiky", "mean", "cubes"),
 }
 
 
@@ -132,11 +167,19 @@ def resolve_kind(kind: str | Kind) -> Kind:
 def _prepared(q: Tensor, k: Tensor, v: Tensor, kind: Kind, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Features of q, features of k with their weights, and v, in the type that sums are made in."""
     features, rule = FEATURES[kind.features], RULES[kind.rule]
-    q, k, v = features(accumulated(q)), features(accumulated(k)), accumulated(v)
+    key_features = features if kind.keys is None else FEATURES[kind.keys]
+    q, k, v = features(accumulated(q)), key_features(accumulated(k)), accumulated(v)
     if rule.weighs_keys:
         logits = k @ (q.mean(dim=-2, keepdim=True) * scale).transpose(-2, -1)  # (..., M, 1)
         k = k * (logits.softmax(dim=-2) * k.shape[-2])
     return q, k, v
+
+
+def _turned(x: Tensor, kind: Kind, rope: Rope) -> Tensor:
+    """``x`` rotated by tables of heads, each half of joined features by itself."""
+    if kind.features in JOINED:
+        rope = tuple(torch.cat((table, table), dim=-1) for table in rope)  # type: ignore[assignment]
+    return rotate_pairs(x, rope)
 
 
 def linear_attention_reference(
@@ -150,7 +193,7 @@ def linear_attention_reference(
         q, k, v = _prepared(q, k, v, kind, scale)
         z = q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1)  # (..., N, 1)
         if rope is not None:
-            q, k = rotate_pairs(q, rope), rotate_pairs(k, rope)
+            q, k = _turned(q, kind, rope), _turned(k, kind, rope)
         state = (k.transpose(-2, -1) / count) @ v  # (..., D, E)
         out = (q @ state) * rule.gain(z, scale, count)
         if rule.offset is not None:
@@ -169,7 +212,7 @@ def _channel_major(
         q, k, v = _prepared(q, k, v, kind, scale)
         z = k.mean(dim=-2, keepdim=True) @ q.transpose(-2, -1)  # (..., 1, N)
         if rope is not None:
-            q, k = rotate_pairs(q, rope), rotate_pairs(k, rope)
+            q, k = _turned(q, kind, rope), _turned(k, kind, rope)
         state = v.transpose(-2, -1) @ k / count  # (..., E, D)
         out = (state @ q.transpose(-2, -1)) * rule.gain(z, scale, count)
         if rule.offset is not None:
@@ -184,7 +227,7 @@ def _channel_major_unsupported(
         return "the transposed form pays where tokens are adjacent in memory (channels first)"
     if q.ndim < 3 or q.shape[-3] == 1:
         return "the answers of a single head join without a copy in any order"
-    if resolve_kind(kind).features == "hedgehog":
+    if resolve_kind(kind).features in JOINED:
         return "features joined along the channels are adjacent in memory"
     return None
 
@@ -198,7 +241,7 @@ class _Fused(torch.autograd.Function):
 
         ctx.save_for_backward(q, k, v, *(rope or ()))
         ctx.kind, ctx.scale = kind, scale
-        return linear_attention_forward(q, k, v, kind.features, kind.rule, scale, EPS, rope)
+        return linear_attention_forward(q, k, v, kind.features, kind.rule, scale, EPS, FLOOR, rope)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -226,7 +269,7 @@ def _fused_unsupported(
         return "the compiler fuses the plain form itself"
     if q.ndim != 4:
         return f"the Triton kernel takes (B, heads, N, D), not {q.ndim} axes"
-    if resolve_kind(kind).features in ("focused", "hedgehog"):
+    if resolve_kind(kind).features in ("focused", *JOINED):
         return "features that are normalised over the channels are made outside of the Triton kernel"
     return triton_unsupported(max(q.shape[-1], v.shape[-1]), q, k, v)
 

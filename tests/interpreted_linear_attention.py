@@ -35,7 +35,7 @@ def tokens(batch: int, heads: int, count: int, dim: int, dtype: torch.dtype, kin
 
 
 CASES = ((1, 1, (1, 1), 12, True, True), (3, 2, (5, 7), 20, False, True), (1, 1, (14, 19), 16, True, False))
-RUNS = [(kind, torch.float32, CASES[1:]) for kind in ("elu", "relu", "given", "inline", "mala")]
+RUNS = [(kind, torch.float32, CASES[1:]) for kind in ("elu", "relu", "given", "inline", "mala", "l2vit")]
 RUNS += [("rala", torch.float32, CASES)]
 RUNS += [(kind, dtype, CASES[1:2]) for kind, dtype in (("mala", torch.float16), ("rala", torch.bfloat16))]
 

@@ -28,10 +28,12 @@ KINDS = (
     "soft_tiny", "soft_norm_tiny",
     "ffnet_1",
     "favit_b0",
+    "l2vit_tiny", "nalaformer_xt",
 )  # fmt: skip
 FROM_SIXTEEN = ("shvit_s1", "shvit_s1_distilled", "efficientvit_m0")  # three stages, at strides 16, 32, 64
 TOKENS = ("pvt_tiny", "inline_deit_tiny", "soft_tiny", "soft_norm_tiny")  # a class token beside the last map
 FROM_TWO = ("affnet_et",)  # five stages, at strides 2 to 32
+PAIRS = ("fcaformer", "swin", "l2vit")  # in which a block depends on its place
 ISOTROPIC = ("dinat_isotropic_small", "inline_deit_tiny")  # one stage at stride 16
 
 
@@ -49,14 +51,12 @@ def make(name: str, **options: Any) -> nn.Module:
 
 
 def shallow(name: str, dense: bool = False, **options: Any) -> Backbone:
-    """``name`` in evaluation mode with filled weights, float32, with a block per stage, or two to hand tokens across
-    or to shift windows.
+    """``name`` in evaluation mode with filled weights, float32, with a block per stage, or two to hand tokens across,
+    to shift windows or to take turns.
 
     With ``dense``, it has what it has for `features_only` too.
     """
-    return copy.deepcopy(
-        _shallow(name, 2 if "fcaformer" in name or "swin" in name else 1, dense, tuple(options.items()))
-    )
+    return copy.deepcopy(_shallow(name, 2 if any(f in name for f in PAIRS) else 1, dense, tuple(options.items())))
 
 
 @cache

@@ -61,3 +61,4 @@ def test_explain_says_why_triton_is_not_taken() -> None:
     assert "128 channels" in (reason("cuda", dim=160) or "")
     assert "32 bits" in (reason("cuda", dtype=torch.float64) or "")
     assert "normalised" in (reason("cuda", kind="hedgehog") or "")
+    assert "normalised" in (reason("cuda", kind="nala") or "") and reason("cuda", kind="l2vit") is None

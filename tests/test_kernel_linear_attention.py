@@ -12,6 +12,8 @@ from mixzoo.blocks.rope import RotaryEmbedding, map_tables
 from mixzoo.kernels.linear_attention import (
     EPS,
     FEATURES,
+    FLOOR,
+    JOINED,
     KINDS,
     LINEAR_ATTENTION_OP,
     RULES,
@@ -43,8 +45,8 @@ def tokens(kind: str, batch: int, heads: int, count: int, dim: int, dtype: torch
 
 def weights(q: Tensor, k: Tensor, kind: str) -> Tensor:
     """The (N, M) matrix that the answers are ``weights @ v`` with, from the papers' equations."""
-    features, scale, count = FEATURES[KINDS[kind].features], q.shape[-1] ** -0.5, k.shape[-2]
-    q, k = features(q), features(k)
+    features, scale, count = KINDS[kind].features, q.shape[-1] ** -0.5, k.shape[-2]
+    q, k = FEATURES[features](q), FEATURES[KINDS[kind].keys or features](k)
     logits = q @ k.transpose(-2, -1)
     total = logits.sum(-1, keepdim=True)
     if kind == "inline":
@@ -55,7 +57,9 @@ def weights(q: Tensor, k: Tensor, kind: str) -> Tensor:
     if kind == "rala":
         alpha = count * (scale * q.mean(-2, keepdim=True) @ k.transpose(-2, -1)).softmax(-1)  # (..., 1, M)
         return alpha * logits / ((alpha * logits).sum(-1, keepdim=True) + EPS * count)
-    return logits / (total + EPS)
+    if kind == "nala":
+        return logits / (total + EPS * count)
+    return logits / (total.clamp_min(FLOOR) if kind == "l2vit" else total + EPS)
 
 
 @every_kind
@@ -92,7 +96,7 @@ def run(op: Callable[..., Tensor], inputs: list[Tensor], *args: Any, **kwargs: A
 def test_candidates_give_outputs_and_gradients(kind: str, dtype: torch.dtype) -> None:
     for batch, size, rotated in ((1, SIZES[0], True), (3, SIZES[1], False), (1, SIZES[2], True), (2, SIZES[3], False)):
         count, dim = size[0] * size[1], 12
-        rope = map_tables(dim, size, torch.zeros(1, dtype=dtype)) if rotated and kind != "hedgehog" else None
+        rope = map_tables(dim, size, torch.zeros(1, dtype=dtype)) if rotated else None
         exact = tokens(kind, batch, 2, count, dim, torch.float64)
         inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
         exact = [t.detach().double().requires_grad_() for t in inputs]
@@ -101,7 +105,7 @@ def test_candidates_give_outputs_and_gradients(kind: str, dtype: torch.dtype) ->
         forms = [linear_attention_reference]
         candidates = [c for c in LINEAR_ATTENTION_OP.candidates if c.name != "triton"]
         forms += [c.run for c in candidates if c.unsupported(*inputs, kind, None, rope) is None]
-        assert len(forms) == 1 + (kind != "hedgehog")
+        assert len(forms) == 1 + (KINDS[kind].features not in JOINED)
         for form in forms:
             found = run(form, inputs, kind, rope=rope)
             assert all(f.dtype == dtype for f in found)
@@ -141,9 +145,27 @@ def test_autocast_does_not_reach_the_sums() -> None:
 
 
 def test_zero_features_give_zeros() -> None:
-    q, k, v = (t.detach() for t in tokens("relu", 1, 1, 9, 4, torch.float32))
-    out = linear_attention(-q.abs(), k, v, "relu")
-    assert torch.equal(out, torch.zeros_like(out))
+    q, k, v = tokens("relu", 1, 1, 9, 4, torch.float32)
+    for kind, query in (("relu", -q.abs()), ("l2vit", -q.abs()), ("nala", 0 * q)):
+        out = linear_attention(query, k, v, kind)
+        assert torch.equal(out, torch.zeros_like(out))
+        assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
+
+
+def test_queries_attend_more_sharply_the_larger_they_are_and_not_to_opposites() -> None:
+    """What NaLa is for, and the kinds above do not do: weights that depend on the norm of a query."""
+    q, k, _ = (t.detach() for t in tokens("nala", 1, 1, 200, 8, torch.float64))
+    entropy = [torch.special.entr(w).sum(-1).mean() for w in (weights(s * q, k, "nala") for s in (0.01, 0.1, 1.0))]
+    assert entropy[0] > entropy[1] + 0.1 and entropy[1] > entropy[2] + 0.1
+    assert torch.allclose(weights(0.1 * q, k, "relu"), weights(q, k, "relu"), atol=1e-5)
+    assert weights(q, -q, "nala").diagonal(dim1=-2, dim2=-1).abs().max() == 0
+
+
+def test_small_sums_are_divided_by_the_floor() -> None:
+    q, k, v = (t.detach() for t in tokens("relu", 1, 1, 50, 8, torch.float64))
+    small, large = linear_attention(q * 1e-3, k, v, "l2vit"), linear_attention(q * 1e3, k, v, "l2vit")
+    assert rel_err(small, q.relu() * 1e-3 @ (k.relu().transpose(-2, -1) @ v) / FLOOR) < 1e-12
+    assert rel_err(large, linear_attention(q * 1e3, k, v, "relu")) < 1e-6
 
 
 def test_focus_keeps_the_norm_and_does_not_overflow() -> None:

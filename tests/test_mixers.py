@@ -41,6 +41,8 @@ SHELLS: dict[str, dict[str, Any]] = {
     "biformer": FOUR,
     "nat": FOUR,
     "efficientvit": {"depths": (1, 2, 1), "dims": (32, 48, 64), "num_heads": (2, 2, 2)},
+    "l2vit": FOUR,
+    "nalaformer": FOUR | {"heads": (1, 2, 2, 4), "projection": 80},
     "favit": FOUR | {"num_heads": (1, 2, 3, 4)},
     "ffnet": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
     "affnet": {"depths": (0, 1, 1, 2, 1), "dims": (8, 16, 16, 32, 48)},

@@ -32,6 +32,8 @@ FAMILIES = (
     "ffnet",
     "favit",
     "cswin",
+    "l2vit",
+    "nalaformer",
 )
 HEAVY = (  # smaller members run the same code
     "favit_b2",
@@ -47,6 +49,11 @@ HEAVY = (  # smaller members run the same code
     "agent_cswin_base",
     "cswin_base_384",
     "agent_pvt_medium",
+    "l2vit_small",
+    "l2vit_base",
+    "l2vit_base_384",
+    "nalaformer_b",
+    "nalaformer_l",
 )
 FROZEN = ("mixer.weight", ".unused")  # RandFormer's matrices, and what the authors' code never reads
 FIXTURES = [

@@ -5,7 +5,8 @@ github.com/qhfan/RALA at a86314f.
 
 Every block is a depthwise 3x3, a gated attention with rotary positions, and an MLP with a depthwise 3x3 inside. The
 last map is widened before the pooling. Any image size works unchanged, since rotary tables are made for the map at
-hand; files hold their angles, which are not learned. The layout takes the mixers as arguments and serves MAViT too.
+hand; files hold their angles, which are not learned. The layout takes the mixers as arguments and serves MAViT and
+NaLaFormer too.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def build(
     heads: Sequence[int] = (1, 2, 4, 8),
     projection: int = 1024,
     scales: Sequence[float] = (1, 1, 1, 1),
-    mixers: Sequence[str] = ("rala", "rala", "rope_attention", "rope_attention"),
+    mixers: Sequence[str | MixerFactory] = ("rala", "rala", "rope_attention", "rope_attention"),
+    mlp_ratio: float = 3.5,
 ) -> BackboneSpec:
     """A RAVLT of any depth and width.
 
@@ -72,7 +74,8 @@ def build(
         heads: attention heads per stage.
         projection: channels of the last map after its projection.
         scales: initial layer scale per stage.
-        mixers: token mixer per stage, by name.
+        mixers: token mixer per stage.
+        mlp_ratio: expansion of the channel mixer.
     """
     norm = partial(LayerNorm2d, eps=1e-6)
     stages = []
@@ -80,7 +83,7 @@ def build(
         block = (
             Branch("pos", {"dw": depthwise_conv}),
             Branch("mix", {"norm": norm, "mixer": MIXER, "scale": layer_scale(scale)}),
-            Branch("ffn", {"norm": norm, "mlp": residual_depthwise_mlp(3.5), "scale": layer_scale(scale)}),
+            Branch("ffn", {"norm": norm, "mlp": residual_depthwise_mlp(mlp_ratio), "scale": layer_scale(scale)}),
         )
         downsample = partial(strided_conv, post_norm=nn.BatchNorm2d) if i else None
         stages.append(StageSpec(depth, dim, block, _mixer(mixers[i], dim, heads[i]), downsample))
@@ -96,10 +99,11 @@ def build(
     )
 
 
-def _mixer(name: str, dim: int, heads: int) -> MixerFactory:
+def _mixer(mixer: str | MixerFactory, dim: int, heads: int) -> MixerFactory:
     """A mixer of this layout by name with its heads, or any other one."""
-    own = name in ("rala", "mala", "rope_attention")
-    return Mixer(name, head_dim=dim // heads) if own else resolve_mixer(name)
+    if isinstance(mixer, str) and mixer in ("rala", "mala", "rope_attention"):
+        return Mixer(mixer, head_dim=dim // heads)
+    return resolve_mixer(mixer)
 
 
 # size: depths, dims, heads, layer scales, drop path

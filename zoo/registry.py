@@ -28,8 +28,10 @@ from . import (
     ffnet,
     flowformer,
     inline,
+    l2vit,
     mavit,
     metaformer,
+    nalaformer,
     nat,
     pvt,
     ravlt,
@@ -67,6 +69,8 @@ _MODULES = (
     soft,
     ffnet,
     favit,
+    l2vit,
+    nalaformer,
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}

@@ -15,7 +15,7 @@ from ..blocks.deploy import deploy_form
 from ..blocks.geometry import Size, conv_out_size, total_stride
 from ..blocks.head import ClassifierHead
 from ..blocks.mixers.random import MatrixMixer
-from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, TokenStage, build_block
+from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, TokenStage, build_block, parts_of
 from ..blocks.tables import GridModule
 from . import weights
 from .errors import DeployFormError
@@ -270,7 +270,7 @@ def _build_stage(spec: StageSpec, downsample: nn.Module, grid: Size, rates: list
     mixer = MixerChoice(spec.mixer, spec.foreign)
     site_grid = (spec.window, spec.window) if spec.window else grid
     sites = (BlockSite(spec.dim, site_grid, i, spec.depth, rate, spec.prefix) for i, rate in enumerate(rates))
-    blocks = [build_block(spec.block, mixer, site) for site in sites]
+    blocks = [build_block(parts_of(spec.block, site.index), mixer, site) for site in sites]
     position = spec.position(spec.dim, grid) if spec.position else nn.Identity()
     make = CrossStage if mixer.crosses and spec.make is Stage else spec.make
     return make(downsample, blocks, spec.norm(spec.dim), position)

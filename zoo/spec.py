@@ -11,7 +11,7 @@ from ..blocks.downsample import DownsampleFactory
 from ..blocks.geometry import Size
 from ..blocks.init import keep_defaults
 from ..blocks.mixers import MIXERS, Mixer, MixerFactory
-from ..blocks.stage import Branch, CrossStage, Factory, Plain, Stage
+from ..blocks.stage import Alternate, CrossStage, Factory, Parts, Stage
 from ..blocks.stem import StemFactory
 from .errors import MixzooError, UnknownNameError
 from .keys import KeyMap
@@ -27,7 +27,7 @@ class StageSpec:
     Attributes:
         depth: number of blocks.
         dim: channels.
-        block: what each block is made of.
+        block: what each block is made of, or even and odd ones.
         mixer: the token mixer, or None where the blocks mix by other means.
         downsample: what runs before the blocks; None keeps size and width.
         norm: what runs after the blocks.
@@ -39,7 +39,7 @@ class StageSpec:
 
     depth: int
     dim: int
-    block: Sequence[Branch | Plain]
+    block: Parts | Alternate
     mixer: MixerFactory | None = None
     downsample: DownsampleFactory | None = None
     norm: Factory = nn.Identity

@@ -18,19 +18,20 @@ from .attention import Attention, RelativeAttention
 from .bilevel_routing import BiLevelRoutingAttention, EnhancedAttention
 from .cascaded_group import CascadedGroupAttention
 from .channel import ChannelAttention, PaddedWindowAttention
-from .conv import DepthwiseMixer, FFNifiedAttention, SeparableConvMixer
+from .conv import DepthwiseMixer, FFNifiedAttention, LocalConcentrationMixer, SeparableConvMixer
 from .cross_window import CrossWindowAttention
 from .dfc import DFCMixer
 from .factorised import FactorisedAttention
 from .flow import FlowAttention
 from .forward_cross import ForwardCrossAttention
 from .frequency import FrequencyFilterMixer
-from .gated_rope import MagnitudeAwareAttention, RankAugmentedAttention, RopeAttention
+from .gated_rope import MagnitudeAwareAttention, NormAwareAttention, RankAugmentedAttention, RopeAttention
 from .halo import HaloAttention
 from .identity import IdentityMixer
 from .inline import InLineAttention
 from .large_kernel import LargeKernelAttention
 from .linear import LinearAttention
+from .linear_global import LinearGlobalAttention
 from .neighborhood import NeighborhoodAttention
 from .pool import PoolMixer
 from .random import RandomMixer, SpatialLinearMixer
@@ -63,7 +64,10 @@ MIXERS: dict[str, type[nn.Module]] = {
     "inline": InLineAttention,
     "large_kernel": LargeKernelAttention,
     "linear": LinearAttention,
+    "linear_global": LinearGlobalAttention,
+    "local_concentration": LocalConcentrationMixer,
     "mala": MagnitudeAwareAttention,
+    "nala": NormAwareAttention,
     "neighborhood": NeighborhoodAttention,
     "padded_window": PaddedWindowAttention,
     "pool": PoolMixer,
@@ -114,18 +118,13 @@ class Mixer:
         return f"Mixer({self.name!r}{options})"
 
 
-class Blockwise:
-    """A mixer that differs by block: block i gets ``first`` while i < count, and ``rest`` from there on.
-
-    Args:
-        first, rest: mixer factories.
-        count: how many blocks at the head of the stage get ``first``.
-    """
+class _ByBlock:
+    """A mixer that differs by block, made of two factories."""
 
     per_block = True
 
-    def __init__(self, first: MixerFactory, rest: MixerFactory, count: int) -> None:
-        self.first, self.rest, self.count = first, rest, count
+    def __init__(self, first: MixerFactory, rest: MixerFactory) -> None:
+        self.first, self.rest = first, rest
 
     @property
     def name(self) -> str:
@@ -135,11 +134,45 @@ class Blockwise:
     def takes_prefix(self) -> bool:
         return all(getattr(f, "takes_prefix", False) for f in (self.first, self.rest))
 
+    def factory(self, index: int) -> MixerFactory:
+        """The factory of block ``index``."""
+        raise NotImplementedError
+
     def __call__(self, dim: int, grid: Size, index: int, **extra: Any) -> nn.Module:
-        factory = self.first if index < self.count else self.rest
+        factory = self.factory(index)
         if getattr(factory, "per_block", False):
             extra["index"] = index
         return factory(dim, grid, **extra)
 
 
-__all__ = ["MIXERS", "Blockwise", "Mixer", "MixerFactory", *sorted(cls.__name__ for cls in MIXERS.values())]
+class Blockwise(_ByBlock):
+    """A mixer that differs by block: block i gets ``first`` while i < count, and ``rest`` from there on.
+
+    Args:
+        first, rest: mixer factories.
+        count: how many blocks at the head of the stage get ``first``.
+    """
+
+    def __init__(self, first: MixerFactory, rest: MixerFactory, count: int) -> None:
+        super().__init__(first, rest)
+        self.count = count
+
+    def factory(self, index: int) -> MixerFactory:
+        return self.first if index < self.count else self.rest
+
+
+class Alternating(_ByBlock):
+    """A mixer that differs by block: even blocks get ``first``, odd ones ``rest``."""
+
+    def factory(self, index: int) -> MixerFactory:
+        return self.rest if index % 2 else self.first
+
+
+__all__ = [
+    "MIXERS",
+    "Alternating",
+    "Blockwise",
+    "Mixer",
+    "MixerFactory",
+    *sorted(cls.__name__ for cls in MIXERS.values()),
+]

@@ -61,6 +61,22 @@ class DepthwiseMixer(DepthwiseConv2d):
         super().__init__(dim, kernel_size)
 
 
+class LocalConcentrationMixer(nn.Sequential):
+    """Depthwise k x k, GELU, BatchNorm, depthwise k x k, both with bias: (B, C, H, W) -> (B, C, H, W).
+
+    L2ViT puts it after linear attention, whose weights are spread over the whole map (arXiv:2501.16182).
+
+    Args:
+        dim: channels.
+        grid: unused.
+        kernel_size: odd.
+    """
+
+    def __init__(self, dim: int, grid: Size | None = None, kernel_size: int = 7) -> None:
+        conv1, conv2 = (DepthwiseConv2d(dim, kernel_size) for _ in range(2))
+        super().__init__(OrderedDict(conv1=conv1, act=nn.GELU(), bn=nn.BatchNorm2d(dim), conv2=conv2))
+
+
 def branched_depthwise(dim: int, kernel_size: int) -> nn.Module:
     """Depthwise k x k conv-BN plus depthwise 3x3 conv-BN."""
     return BranchedConv(dim, dim, kernel_size, groups=dim)

@@ -1,11 +1,15 @@
-"""Attention with rotary positions, a depthwise branch on the values and a gate (RALA, MALA).
+"""Attention with rotary positions, a depthwise branch on the values and a gate (RALA, MALA, NaLa).
 
-Sources: arXiv:2411.07635 (RALA, RAVLT) and arXiv:2507.00698 (MALA, MAViT), whose networks share this layout: linear
-attention on large maps, softmax attention on small ones.
+Sources: arXiv:2411.07635 (RALA, RAVLT), arXiv:2507.00698 (MALA, MAViT) and arXiv:2506.21137 (NaLaFormer), whose
+networks share this layout: linear attention on large maps, softmax attention on small ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ...kernels import attention
@@ -29,26 +33,36 @@ def rotary_heads(dim: int, head_dim: int) -> int:
 
 
 class RopeAttention(nn.Module):
-    """``proj((attend(q, k, v) + lepe(v)) * o)`` with softmax attention: (B, C, H, W) -> (B, C, H, W), O(N^2 C).
+    """``proj(norm(attend(q, k, v) + lepe(v)) * gate(o))`` with softmax attention: (B, C, H, W) -> the same, O(N^2 C).
 
-    q, k, v and the gate o come from one 1x1 convolution; q and k turn by row and column; lepe is a depthwise 5x5.
-    Nothing is bound to a map size.
+    q, k, v and o come from one 1x1 convolution; q and k turn by row and column; lepe is a depthwise 5x5. Nothing is
+    bound to a map size.
 
     Args:
         dim: channels, a multiple of 4.
         grid: (h, w) that rotary tables are kept for when the model is folded.
         head_dim: wanted width of a head.
+        norm: factory of the norm before the gate; none by default.
+        gate: factory of the gate's activation; none by default.
     """
 
     output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
-    def __init__(self, dim: int, grid: Size | None = None, head_dim: int = 64) -> None:
+    def __init__(
+        self,
+        dim: int,
+        grid: Size | None = None,
+        head_dim: int = 64,
+        norm: Callable[[int], nn.Module] = nn.Identity,
+        gate: Callable[[], nn.Module] = nn.Identity,
+    ) -> None:
         super().__init__()
         self.num_heads = rotary_heads(dim, head_dim)
         self.scale = (dim // self.num_heads) ** -0.5
         self.qkvo = nn.Conv2d(dim, 4 * dim, 1)
         self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
         self.rope: nn.Module = RotaryEmbedding(dim // self.num_heads, grid)
+        self.norm, self.gate = norm(dim), gate()
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +70,7 @@ class RopeAttention(nn.Module):
         rope = self.rope((x.shape[-2], x.shape[-1]), q)
         heads = self.num_heads
         out = self.attend(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), rope)
-        return self.proj((join_heads(out, x) + self.lepe(v)) * gate)
+        return self.proj(self.norm(join_heads(out, x) + self.lepe(v)) * self.gate(gate))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         """(B, heads, N, D) of queries, keys, values -> the same of answers."""
@@ -82,3 +96,17 @@ class MagnitudeAwareAttention(RopeAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         return linear_attention(q, k, v, "mala", rope=rope)
+
+
+class NormAwareAttention(RopeAttention):
+    """`RopeAttention` whose core is NaLa, linear in the positions: queries with a large norm attend more sharply.
+
+    Positive and negative channels are features of their own, so that opposite directions do not meet. The gate is a
+    SiLU, after a LayerNorm over the channels.
+    """
+
+    def __init__(self, dim: int, grid: Size | None = None, head_dim: int = 64) -> None:
+        super().__init__(dim, grid, head_dim, partial(LayerNorm2d, eps=1e-5), nn.SiLU)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
+        return linear_attention(q, k, v, "nala", rope=rope)

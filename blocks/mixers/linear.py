@@ -90,7 +90,8 @@ class LinearAttention(nn.Module):
     Args:
         dim: channels.
         grid: (h, w) of the map at the model's ``img_size``; used by ``position`` alone.
-        kind: name in `mixzoo.kernels.linear_attention.KINDS`: elu, relu, focused, inline, rala, mala, sla, hedgehog.
+        kind: name in `mixzoo.kernels.linear_attention.KINDS`: elu, relu, focused, inline, rala, mala, sla, hedgehog,
+            l2vit, nala.
         head_dim: wanted width of a head.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         split_queries: whether queries have a projection of their own (``q`` and ``kv``, not ``qkv``), as in PVT.

@@ -141,6 +141,7 @@ def _answers(
     scale,
     eps,
     key_eps,
+    least,
     FEATURES: tl.constexpr,
     RULE: tl.constexpr,
     ROPE: tl.constexpr,
@@ -163,8 +164,10 @@ def _answers(
     values = tl.load(mean_v + head * v_width + e, mask=e < v_width, other=0.0)[None, :]
     if RULE == "quotient":
         answer = answer / (z + key_eps)
-    elif RULE == "rank":
+    elif RULE == "rank" or RULE == "mean":
         answer = answer / (z + eps)
+    elif RULE == "floor":
+        answer = answer / tl.maximum(z, least)
     elif RULE == "subtraction":
         answer = scale * answer + (1 - scale * z) * values
     else:
@@ -256,7 +259,15 @@ def _key_weights(q: Tensor, k: Tensor, features: str, scale: float, block: int) 
 
 
 def linear_attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, features: str, rule: str, scale: float, eps: float, rope: Rope | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    features: str,
+    rule: str,
+    scale: float,
+    eps: float,
+    floor: float,
+    rope: Rope | None = None,
 ) -> Tensor:
     """q (B, heads, N, D), k (B, heads, M, D), v (B, heads, M, E) -> (B, heads, N, E), in the memory order of v."""
     (b, h, n, d), (m, e) = q.shape, v.shape[2:]
@@ -276,7 +287,7 @@ def linear_attention_forward(
     out = torch.empty(shape, dtype=v.dtype, device=v.device)
     out = out.transpose(2, 3) if by_token else out.transpose(1, 2)
     _answers[(b * h, triton.cdiv(n, block))](
-        q, state, mean_k, mean_v, cos, sin, out, *q.stride(), *out.stride(), h, n, d, e, scale, eps, eps / m,
+        q, state, mean_k, mean_v, cos, sin, out, *q.stride(), *out.stride(), h, n, d, e, scale, eps, eps / m, floor / m,
         features, rule, rope is not None, precision, block, block_d, block_e, num_stages=1,
     )  # fmt: skip
     return out
