@@ -74,13 +74,14 @@ def _fused_unsupported(
 ) -> str | None:
     if q.device.type != "cpu":
         return None
+    batch, heads, count, _ = q.shape
+    if agents.shape[2] < MANY_AGENTS or batch * heads * count < MANY_QUERIES:
+        return "the fused kernel of the CPU takes longer than plain products for so few agents or queries"
+    if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+        return "the fused kernel needs head channels to be adjacent in memory (channels-last)"
     biases = [b for b in (bias_in, bias_out) if b is not None]
     if torch.is_grad_enabled() and any(b.requires_grad for b in biases):
         return "the fused kernel of the CPU gives a bias no gradient"
-    if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
-        return "the fused kernel needs head channels to be adjacent in memory (channels-last)"
-    if agents.shape[2] < MANY_AGENTS or q[..., 0].numel() < MANY_QUERIES:
-        return "the fused kernel of the CPU takes longer than plain products for so few agents or queries"
     return None
 
 

@@ -18,7 +18,6 @@ Source: Zhu et al., arXiv:2303.08810.
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported
 from .precision import without_autocast
 from .windows import Size, from_windows, to_tokens
 
@@ -168,7 +167,7 @@ def _whole_map(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, 
 def _whole_map_unsupported(
     q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
 ) -> str | None:
-    count = math.prod(-(-n // side) for n, side in zip(q.shape[-2:], region, strict=True))
+    count = -(-q.shape[-2] // region[0]) * -(-q.shape[-1] // region[1])
     if topk is not None and topk < count:
         return f"a region attends to {topk} of {count} regions"
     return _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
@@ -182,18 +181,39 @@ def _tiled_unsupported(
     return None
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
+def _like(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Size, num_heads: int, scale: float) -> Tensor:
+    batch, channels, height, width = q.shape
+    return q.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Size, num_heads: int, scale: float
+) -> tuple[Tensor | None, ...]:
+    from .fused.bilevel_routing import routed_backward, routed_forward
+
+    out, lse = routed_forward(q, k, v, routes, region, num_heads, scale)
+    return *routed_backward(grad, q, k, v, routes, out, lse, region, num_heads, scale), None
+
+
+@opaque(
+    "bilevel_routing_attention_triton",
+    "Tensor q, Tensor k, Tensor v, Tensor routes, int[] region, int num_heads, float scale",
+    _like,
+    _gradients,
+)
+def _routed(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Size, num_heads: int, scale: float) -> Tensor:
     from .fused.bilevel_routing import RoutedAttention
 
-    routes = routed_regions(q, k, region, topk)
     return cast(Tensor, RoutedAttention.apply(q, k, v, routes, region, num_heads, scale))
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
+    return _routed(q, k, v, routed_regions(q, k, region, topk), region, num_heads, scale)
 
 
 def _fused_unsupported(
     q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float
 ) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiled graph is made of operators that the compiler sees through"
     reason = triton_unsupported(q.shape[1] // num_heads, q, k, v)
     return reason or _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
 

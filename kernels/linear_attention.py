@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported
 from .precision import accumulated, without_autocast
 from .rotary import Rope, rotate_pairs
 
@@ -255,18 +255,40 @@ class _Fused(torch.autograd.Function):
         return *(next(found) if t.requires_grad else None for t in inputs), None, None, None
 
 
+_SCHEMA = "Tensor q, Tensor k, Tensor v, str features, str rule, float scale, Tensor? cos=None, Tensor? sin=None"
+
+
+def _like(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> Tensor:
+    (batch, heads, count, _), width = q.shape, v.shape[3]
+    if v.stride(2) == 1:  # tokens are adjacent in memory
+        return v.new_empty(batch, heads, width, count).transpose(2, 3)
+    return v.new_empty(batch, count, heads, width).transpose(1, 2)
+
+
+def _replay(q: Tensor, k: Tensor, v: Tensor, features: str, rule: str, scale: float, *rope: Any) -> Tensor:
+    return linear_attention_reference(q, k, v, Kind(features, rule), scale, None if None in rope else rope or None)
+
+
+@opaque("linear_attention_triton", _SCHEMA, _like, replay=_replay)
+def _launched(
+    q: Tensor, k: Tensor, v: Tensor, features: str, rule: str, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    rope = None if cos is None or sin is None else (cos, sin)
+    return cast(Tensor, _Fused.apply(q, k, v, Kind(features, rule), scale, rope))
+
+
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
 ) -> Tensor:
+    kind = resolve_kind(kind)
     scale = int(q.shape[-1]) ** -0.5 if scale is None else scale
-    return cast(Tensor, _Fused.apply(q, k, v, resolve_kind(kind), scale, rope))
+    return _launched(q, k, v, kind.features, kind.rule, scale, *(rope or (None, None)))
 
 
 def _fused_unsupported(
     q: Tensor, k: Tensor, v: Tensor, kind: str | Kind = "elu", scale: float | None = None, rope: Rope | None = None
 ) -> str | None:
-    if torch.compiler.is_compiling():
-        return "the compiler fuses the plain form itself"
     if q.ndim != 4:
         return f"the Triton kernel takes (B, heads, N, D), not {q.ndim} axes"
     if resolve_kind(kind).features in ("focused", *JOINED):

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op, exporting, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported
 from .neighborhood_gradient import neighborhood_attention_gradients
 from .neighborhood_tiles import TilePlan, additive_masks, map_of, rows_of, take_tiles, tile_plan
 
@@ -87,13 +87,33 @@ def neighborhood_attention_reference(
     return (weights @ near).reshape(batch, heads, height, width, dim)
 
 
+# what a compiled graph sees of the candidates
+
+_SCHEMA = "Tensor q, Tensor k, Tensor v, int kernel_size, int dilation, float scale, Tensor? bias=None"
+
+
+def _like(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    batch, heads, height, width, dim = q.shape
+    return q.new_empty(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4)
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float,
+    bias: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
+    return neighborhood_attention_gradients(grad, q, k, v, plan, scale, bias)
+
+
 # by tiles
 
 
+@opaque("neighborhood_attention_tiled", _SCHEMA, _like, _gradients)
 def _tiled(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
-    check_shapes(q, kernel_size, dilation, bias)
     batch, heads = q.shape[:2]
     plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
     masks = additive_masks(plan, bias, q)
@@ -149,7 +169,6 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         from .fused.neighborhood import attend
 
-        check_shapes(q, kernel_size, dilation, bias)
         ctx.save_for_backward(q, k, v, bias)
         ctx.options = kernel_size, dilation, scale
         plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device, FUSED_TILE)
@@ -160,11 +179,11 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
         kernel_size, dilation, scale = ctx.options
-        plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
-        dq, dk, dv, table = neighborhood_attention_gradients(grad, q, k, v, plan, scale, bias)
+        dq, dk, dv, table = _gradients(grad, q, k, v, kernel_size, dilation, scale, bias)
         return dq, dk, dv, None, None, None, table
 
 
+@opaque("neighborhood_attention_triton", _SCHEMA, _like, _gradients)
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
@@ -177,14 +196,19 @@ def _fused_unsupported(
     return triton_unsupported(q.shape[4], q, k, v)
 
 
+@opaque("neighborhood_attention_natten", _SCHEMA, _like, _gradients)
 def _natten(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     from natten.functional import na2d
 
-    check_shapes(q, kernel_size, dilation, bias)
     maps = (t.permute(0, 2, 3, 1, 4).contiguous() for t in (q, k, v))  # (B, H, W, heads, D)
     return na2d(*maps, kernel_size=kernel_size, dilation=dilation, scale=scale).permute(0, 3, 1, 2, 4)
+
+
+@torch.compiler.assume_constant_result
+def _has_natten() -> bool:
+    return find_spec("natten") is not None
 
 
 def _natten_unsupported(
@@ -192,7 +216,7 @@ def _natten_unsupported(
 ) -> str | None:
     if q.device.type != "cuda":
         return f"natten's kernels run on CUDA, not on {q.device.type}"
-    if find_spec("natten") is None:
+    if not _has_natten():
         return "natten is not installed"
     if bias is not None:
         return "natten 0.20 has no relative bias"
@@ -219,57 +243,6 @@ NEIGHBORHOOD_ATTENTION_OP = Op(
 )
 
 
-# one node in compiled graphs
-
-_SCHEMA = "(Tensor q, Tensor k, Tensor v, int kernel_size, int dilation, float scale, Tensor? bias) -> Tensor"
-_BACK = "(Tensor grad, Tensor q, Tensor k, Tensor v, int kernel_size, int dilation, float scale, Tensor? bias)"
-
-
-@torch.library.custom_op("mixzoo::neighborhood_attention", mutates_args=(), schema=_SCHEMA)
-def _node(
-    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
-) -> Tensor:
-    return map_of(rows_of(NEIGHBORHOOD_ATTENTION_OP(q, k, v, kernel_size, dilation, scale, bias)), q)
-
-
-@_node.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None) -> Tensor:
-    batch, heads, height, width, dim = q.shape
-    return q.new_empty(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4)
-
-
-@torch.library.custom_op("mixzoo::neighborhood_attention_backward", mutates_args=(), schema=f"{_BACK} -> Tensor[]")
-def _node_back(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
-) -> list[Tensor]:
-    plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
-    *maps, table = neighborhood_attention_gradients(grad, q, k, v, plan, scale, bias)
-    return [*maps, q.new_empty(0) if table is None else table]
-
-
-@_node_back.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None
-) -> list[Tensor]:
-    batch, heads, height, width, dim = q.shape
-    maps = (q.new_empty(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4) for _ in range(3))
-    return [*maps, q.new_empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)]
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, v, *ctx.options, bias = inputs
-    ctx.save_for_backward(q, k, v, bias)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, bias = ctx.saved_tensors
-    dq, dk, dv, table = _node_back(grad, q, k, v, *ctx.options, bias)
-    return dq, dk, dv, None, None, None, None if bias is None else table
-
-
-_node.register_autograd(_differentiate, setup_context=_keep)
-
-
 @register_notrace_function
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
@@ -281,7 +254,5 @@ def neighborhood_attention(
     Raises:
         ValueError: what `check_shapes` refuses.
     """
-    if torch.compiler.is_compiling() and not exporting():
-        check_shapes(q, kernel_size, dilation, bias)
-        return _node(q, k, v, kernel_size, dilation, scale, bias)
+    check_shapes(q, kernel_size, dilation, bias)
     return NEIGHBORHOOD_ATTENTION_OP(q, k, v, kernel_size, dilation, scale, bias)

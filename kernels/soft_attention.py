@@ -29,7 +29,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported
 from .precision import accumulated, without_autocast
 
 NEWTON_STEPS = 20
@@ -154,6 +154,14 @@ def _channel_major_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetri
     return None
 
 
+_SCHEMA = "Tensor q, Tensor landmarks, Tensor v, bool symmetric=False"
+
+
+def _like(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> Tensor:
+    return v.new_empty(*v.shape[:-2], v.shape[-1], v.shape[-2]).transpose(-2, -1)
+
+
+@opaque("soft_attention_tiled", _SCHEMA, _like)
 def _tiled(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> Tensor:
     lead, dtype, count = q.shape[:-2], v.dtype, q.shape[-2]
     step = max(1, TILE // landmarks.shape[-2])
@@ -181,12 +189,7 @@ def _tiled_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool 
     return _channel_major_unsupported(q, landmarks, v)
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
-    """Arguments for a map of side x side tokens with 7 x 7 landmarks, in the memory order that a mixer hands over."""
-    maps = torch.randn(2, 1, heads, dim // heads, side * side) / (dim // heads) ** 0.25
-    return (maps[0].transpose(-2, -1), torch.randn(1, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}
-
-
+@opaque("soft_attention_triton", _SCHEMA, _like)
 def _fused(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> Tensor:
     from .fused.soft import gaussian_product
 
@@ -204,6 +207,12 @@ def _fused_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool 
         return "the Triton kernel keeps nothing for a backward pass"
     reason = triton_unsupported(max(q.shape[-1], v.shape[-1]), q, landmarks, v)
     return reason or _channel_major_unsupported(q, landmarks, v)
+
+
+def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
+    """Arguments for a map of side x side tokens with 7 x 7 landmarks, in the memory order that a mixer hands over."""
+    maps = torch.randn(2, 1, heads, dim // heads, side * side) / (dim // heads) ** 0.25
+    return (maps[0].transpose(-2, -1), torch.randn(1, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}
 
 
 SOFT_ATTENTION_OP = Op(

@@ -13,9 +13,10 @@ from mixzoo.kernels.linear_attention import (
     Kind,
     linear_attention_reference,
 )
+from support import tolerances
 from torch import Tensor
 
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+TOLERANCE = tolerances(float32=5)  # powers of features, and a softmax over all tokens
 TRITON = next(c.run for c in LINEAR_ATTENTION_OP.candidates if c.name == "triton")
 
 
@@ -64,7 +65,7 @@ def test_every_elementwise_feature_map_and_other_key_counts() -> None:
     for features in ("identity", "elu", "relu", "leaky_relu", "exp"):
         kind = Kind(features, "subtraction")
         expected = linear_attention_reference(q.double(), k.double(), v.double(), kind, 0.3)
-        assert (TRITON(q, k, v, kind, 0.3) - expected).abs().max() <= 2e-5 * expected.abs().max()
+        assert (TRITON(q, k, v, kind, 0.3) - expected).abs().max() <= TOLERANCE[torch.float32] * expected.abs().max()
 
 
 def test_gradients_are_made_for_what_needs_them() -> None:

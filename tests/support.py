@@ -13,7 +13,21 @@ from mixzoo.zoo.fill import fill_array
 
 GOLDEN = Path(__file__).parent / "golden"
 PARITY = 1e-9  # float64, against the official implementations: summation order only
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # relative, between two forms of one model
+# relative, between two forms of one model
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+ONE_OP = {torch.float64: 1e-3, torch.float32: 0.2}  # share of it for a single op, which has fewer sums in a row
+LARGE_LOGITS = {"bfloat16": 3.0, "float16": 1.5}  # factors where plain operators round logits of ten before a softmax
+
+
+def tolerances(**factors: float) -> dict[torch.dtype, float]:
+    """Relative tolerances of an op by type, against float64 on the same rounded inputs.
+
+    Args:
+        factors: name of a type -> how many times more than others this op needs; say at the call why.
+    """
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+    by_type = {known[name]: factor for name, factor in factors.items()}
+    return {dtype: base * ONE_OP.get(dtype, 1.0) * by_type.get(dtype, 1.0) for dtype, base in TOLERANCE.items()}
 
 
 @cache

@@ -17,15 +17,15 @@ from mixzoo.kernels.frequency_filter import (
     real_spectrum,
 )
 from mixzoo.zoo.fill import fill_
-from support import image, rel_err
+from support import image, rel_err, tolerances
 from torch import Tensor
 
 # batch, channels, groups, height, width
 CASES = ((1, 16, 8, 7, 7), (3, 16, 2, 8, 8), (1, 24, 8, 9, 14), (3, 8, 1, 1, 5), (1, 8, 8, 6, 1), (1, 8, 4, 33, 20))
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TOLERANCE = tolerances()
 SIZES = ((1, 1), (1, 2), (2, 3), (5, 4), (7, 9), (16, 16), (31, 12))
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d).removeprefix("torch."))
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 
 
 def arguments(case: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
@@ -49,10 +49,10 @@ def test_outputs_and_gradients_are_the_references(case: tuple[int, ...], dtype: 
         for argument in mine:
             argument.grad = None
         out = form(*mine).to(dtype)
-        assert rel_err(out, expected.detach()) <= TOLERANCES[dtype]
+        assert rel_err(out, expected.detach()) <= TOLERANCE[dtype]
         (out * weight.to(dtype)).sum().backward()
         for argument, wanted in zip(mine, exact, strict=True):
-            assert rel_err(argument.grad, wanted.grad) <= 2 * TOLERANCES[dtype]
+            assert rel_err(argument.grad, wanted.grad) <= 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

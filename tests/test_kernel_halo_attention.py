@@ -7,7 +7,7 @@ import torch
 from mixzoo.blocks.mixers import HaloAttention
 from mixzoo.kernels.halo_attention import HALO_ATTENTION_OP, bench_inputs, halo_attention
 from mixzoo.zoo.fill import fill_
-from support import image, rel_err
+from support import LARGE_LOGITS, image, rel_err, tolerances
 from timm.layers.halo_attn import HaloAttn
 from torch import Tensor
 
@@ -23,7 +23,7 @@ CASES = (
     (1, (7, 13), (2, 2), 3),
     (1, (12, 8), (4, 4), 0),
 )
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+TOLERANCE = tolerances(**LARGE_LOGITS)
 every_form = pytest.mark.parametrize("form", FORMS)
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))

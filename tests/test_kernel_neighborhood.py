@@ -23,14 +23,14 @@ from mixzoo.kernels.neighborhood_attention import (
 )
 from mixzoo.kernels.neighborhood_gradient import neighborhood_attention_gradients
 from mixzoo.kernels.neighborhood_tiles import choose_tile, tile_plan
-from support import rel_err
+from support import rel_err, tolerances
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CANDIDATES = {c.name: c for c in NEIGHBORHOOD_ATTENTION_OP.candidates}
 CPU = [CANDIDATES["tiled"]]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TOLERANCE = tolerances()
 CASES = (  # height, width, kernel, dilation: odd, non-dividing, as small as can be, one class, many tiles
     (7, 7, 7, 1), (9, 13, 3, 1), (9, 13, 3, 3), (15, 17, 7, 2), (11, 30, 5, 2), (31, 29, 9, 3), (40, 25, 13, 1),
     (5, 4, 1, 3), (14, 14, 7, 2), (33, 47, 3, 1),
@@ -216,7 +216,7 @@ def test_a_compiled_graph_has_one_node() -> None:
 def test_the_node_keeps_the_rules_of_operators(bias: bool) -> None:
     tensors = inputs((9, 7, 3, 2), 2, bias, torch.float64)
     args = (*tensors[:3], 3, 2, SCALE, tensors[3] if bias else None)
-    torch.library.opcheck(torch.ops.mixzoo.neighborhood_attention.default, args)
+    torch.library.opcheck(torch.ops.mixzoo.neighborhood_attention_tiled.default, args)
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
@@ -251,7 +251,7 @@ def test_tensors_without_data_leave_no_plan_behind() -> None:
 INTERPRETED = """
 import torch
 from test_kernel_neighborhood import CANDIDATES, CASES, SCALE, TOLERANCE, inputs, reference
-from support import rel_err
+from support import rel_err, tolerances
 torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
 assert torch.empty(3).isnan().all()
 for index, dtype in ((0, torch.float16), (2, torch.float32), (3, torch.float32)):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mixzoo.kernels.window_attention import WINDOW_ATTENTION_OP, bench_inputs, window_attention
 from mixzoo.kernels.windows import axis_codes, cyclic_shift, runs
-from support import rel_err
+from support import LARGE_LOGITS, rel_err, tolerances
 from torch import Tensor
 
 SDPA = WINDOW_ATTENTION_OP.candidates[0]
@@ -23,7 +23,7 @@ CASES = (
     (1, (16, 7), (8, 7), (4, 0)),
     (1, (15, 13), (4, 4), (0, 0)),
 )
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+TOLERANCE = tolerances(**LARGE_LOGITS)
 
 
 def inputs(batch: int, size: tuple[int, int], window: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..windows import Size
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -128,32 +130,53 @@ def _tokens_first(like: Tensor, dtype: torch.dtype, fill: float | None = None) -
     return made.permute(0, 3, 1, 2)
 
 
+def _shape(q: Tensor, routes: Tensor, region: Size, num_heads: int) -> tuple[int, ...]:
+    """What both kernels know of the problem."""
+    (_, channels, height, width), (_, count, topk), (h, w) = q.shape, routes.shape, region
+    return num_heads, count, -(-width // w), height, width, topk, h, w, channels // num_heads
+
+
+def routed_forward(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Size, num_heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Three maps (B, C, H, W), routes (B, R, topk) -> the result, and (B * R, heads, T) log-sum-exps of the queries."""
+    shape, rows, area = _shape(q, routes, region, num_heads), len(q) * routes.shape[1], region[0] * region[1]
+    out = _tokens_first(q, q.dtype)
+    lse = q.new_empty(rows, num_heads, area, dtype=torch.float32)
+    grid, blocks = _launch(area, shape[-1], rows, num_heads)
+    strides = [n for t in (q, k, v, out) for n in t.stride()]
+    _forward[grid](q, k, v, routes.to(torch.int32).contiguous(), out, lse, scale, *strides, *shape, **blocks)
+    return out, lse
+
+
+def routed_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, routes: Tensor, out: Tensor, lse: Tensor, region: Size,
+    num_heads: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the three maps, from what `routed_forward` gave."""
+    shape = _shape(q, routes, region, num_heads)
+    grid, blocks = _launch(region[0] * region[1], shape[-1], len(q) * routes.shape[1], num_heads)
+    dq = _tokens_first(q, torch.float32)
+    dk, dv = (_tokens_first(t, torch.float32, 0.0) for t in (k, v))
+    strides = [n for t in (q, k, v, out, grad) for n in t.stride()]
+    strides += [dq.stride(0), dq.stride(2), dq.stride(3)]
+    routes = routes.to(torch.int32).contiguous()
+    _backward[grid](q, k, v, routes, out, lse, grad, dq, dk, dv, scale, *strides, *shape, **blocks)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
 class RoutedAttention(torch.autograd.Function):
     """``apply(q, k, v, routes, region, num_heads, scale)``: three maps (B, C, H, W) and routes (B, R, topk)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: tuple[int, int], num_heads: int,
-                scale: float) -> Tensor:  # fmt: skip
-        batch, channels, height, width = q.shape
-        (_, count, topk), (h, w), dim = routes.shape, region, channels // num_heads
-        routes = routes.to(torch.int32).contiguous()
-        out = _tokens_first(q, q.dtype)
-        lse = q.new_empty(batch * count, num_heads, h * w, dtype=torch.float32)
-        shape = (num_heads, count, -(-width // w), height, width, topk, h, w, dim)
-        grid, blocks = _launch(h * w, dim, batch * count, num_heads)
-        strides = [n for t in (q, k, v, out) for n in t.stride()]
-        _forward[grid](q, k, v, routes, out, lse, scale, *strides, *shape, **blocks)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Size, num_heads: int, scale: float
+    ) -> Tensor:
+        out, lse = routed_forward(q, k, v, routes, region, num_heads, scale)
         ctx.save_for_backward(q, k, v, routes, out, lse)
-        ctx.scale, ctx.shape, ctx.launch = scale, shape, (grid, blocks)
+        ctx.options = tuple(region), num_heads, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, routes, out, lse = ctx.saved_tensors
-        grid, blocks = ctx.launch
-        dq = _tokens_first(q, torch.float32)
-        dk, dv = (_tokens_first(t, torch.float32, 0.0) for t in (k, v))
-        strides = [n for t in (q, k, v, out, grad) for n in t.stride()]
-        last = (dq.stride(0), dq.stride(2), dq.stride(3))
-        _backward[grid](q, k, v, routes, out, lse, grad, dq, dk, dv, ctx.scale, *strides, *last, *ctx.shape, **blocks)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
+        return *routed_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
