@@ -3,26 +3,33 @@
     y[b, c, p] = bias[c] + sum over taps t of weight[c, t] x[b, c, p + dilation (t - centre)]
 
 Shapes: x (B, C, H, W), weight (C, 1, kh, kw) with odd sides, bias (C,) -> (B, C, H, W). Time O(B C H W kh kw), memory
-O(B C H W). The reference is `torch.nn.functional.conv2d`, whose oneDNN kernels on the CPU are direct ones for sides up
-to 13 and small dilations only, and many times slower above. Candidates:
+O(B C H W). The reference is `torch.nn.functional.conv2d`; it runs on MPS, and wherever a candidate has a reason not to.
 
-- cropped: taps that fall outside of the map from every position are left out of the kernel;
-- channels_last: the same convolution on a channels-last copy, for which oneDNN has a better general kernel.
+- cropped: taps that fall outside of the map from every position are left out of the kernel; on any device.
+- channels_last, on the CPU: the same convolution on a channels-last copy. oneDNN's kernels for planes are direct ones
+  for sides up to 13 and small dilations only, and twenty times slower above; its general one for channels-last is not.
+- triton, on CUDA: above 13 taps a side, where PyTorch and cuDNN read the map once for every tap, rows of taps become
+  band matrices for tensor cores. Half precision is summed in float32. Its gradients are Triton's, too.
 
 A large kernel may be decomposed, as VAN does (arXiv:2202.09741): see `decomposed`.
 """
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op
+from .dispatch import Candidate, Op, opaque, triton_unsupported
+from .precision import as_autocast
 
 Pair = tuple[int, int]
-DIRECT_SIDE = 13  # largest kernel that oneDNN's direct kernels take
+DIRECT_SIDE = 13  # largest kernel that oneDNN's direct kernels take, and that is left to cuDNN
+MAX_REACH = 96  # positions from the first to the last tap of a row that fit the registers of a Triton program
 DILATED_MAP = 28 * 28  # positions from which copies pay for a dilated kernel of at most that side
 DIRECT_REACH = 8  # largest distance of a tap of a dilated kernel at which they are faster than channels-last copies
 
@@ -78,6 +85,62 @@ def _channels_last_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return None
 
 
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the map, the kernel and the bias."""
+    from .fused.depthwise_conv2d import depthwise_forward, depthwise_taps
+
+    grad = grad.contiguous()
+    taps = depthwise_taps(x.contiguous(), grad, weight, dilation).to(weight.dtype)
+    mirrored = weight.flip(2, 3).contiguous()
+    return depthwise_forward(grad, mirrored, None, dilation), taps, None if bias is None else grad.sum((0, 2, 3))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+        from .fused.depthwise_conv2d import depthwise_forward
+
+        ctx.save_for_backward(x, weight, bias)
+        ctx.dilation = dilation
+        return depthwise_forward(x.contiguous(), weight.contiguous(), bias, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        return *_gradients(grad, x, weight, bias, ctx.dilation), None
+
+
+def _like(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@opaque("depthwise_conv2d_triton", "Tensor x, Tensor weight, Tensor? bias=None, int dilation=1", _like, _gradients)
+def _launched(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    return cast(Tensor, _Fused.apply(x, weight, bias, dilation))
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    x, weight, bias = as_autocast(x, weight, bias)
+    return _launched(x, weight, bias, dilation)
+
+
+def _fused_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> str | None:
+    x, weight, bias = as_autocast(x, weight, bias)
+    reason = triton_unsupported(1, x, weight, *([] if bias is None else [bias]))
+    if reason is not None:
+        return reason
+    if max(weight.shape[2:]) <= DIRECT_SIDE:
+        return f"kernels of at most {DIRECT_SIDE} taps a side are left to cuDNN"
+    if (weight.shape[3] - 1) * dilation >= MAX_REACH:
+        return (
+            f"a row of taps that reaches over more than {MAX_REACH} positions does not fit the registers of a program"
+        )
+    return None
+
+
 def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, int]]:
     """Arguments at batch 1: a map of ``dim`` channels and kernels of 31 x 31; heads play no part."""
     return (torch.randn(1, dim, side, side), torch.randn(dim, 1, 31, 31) / 31, torch.randn(dim)), {}
@@ -88,6 +151,7 @@ DEPTHWISE_CONV2D_OP = Op(
     depthwise_conv2d_reference,
     (
         Candidate("cropped", _cropped, _cropped_unsupported),
+        Candidate("triton", _fused, _fused_unsupported),
         Candidate("channels_last", _channels_last, _channels_last_unsupported),
     ),
     bench_inputs,

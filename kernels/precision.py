@@ -1,8 +1,9 @@
-"""Sums in float32 for half-precision inputs, whether they come from autocast or not."""
+"""Sums in float32 for half-precision inputs, whether they come from autocast or not; operands as autocast has them."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,3 +20,12 @@ def without_autocast(device: str) -> AbstractContextManager[object]:
 def accumulated(x: Tensor) -> Tensor:
     """``x`` in the type that sums over it are made in."""
     return x.float() if x.dtype in HALVES else x
+
+
+def as_autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """All of them in the type that autocast, where it is on, gives the operands of a convolution."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x, *others
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in (x, *others))

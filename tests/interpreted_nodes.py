@@ -11,18 +11,19 @@ from support import rel_err, tolerances
 from torch import Tensor
 
 TOLERANCE = tolerances(float32=10)[torch.float32]  # a compiler sums in another order
-NODES = {
-    "bilevel_routing_attention": 3,
-    "linear_attention": 9,
-    "neighborhood_attention": 9,
-    "soft_attention": 9,
-}  # sides
+NODES = {  # side, heads, channels
+    "bilevel_routing_attention": (3, 2, 16),
+    "depthwise_conv2d": (5, 1, 2),
+    "linear_attention": (9, 2, 16),
+    "neighborhood_attention": (9, 2, 16),
+    "soft_attention": (9, 2, 16),
+}
 
 
 def arguments(name: str) -> tuple[list[Tensor], Any, Any]:
     """Tensors of a small sample, what is taken from them by Triton, and by the reference."""
     torch.manual_seed(0)
-    args, kwargs = OPS[name].sample(NODES[name], 2, 16)
+    args, kwargs = OPS[name].sample(*NODES[name])
     tensors, others = [a for a in args if isinstance(a, Tensor)], [a for a in args if not isinstance(a, Tensor)]
     triton = next(c.run for c in OPS[name].candidates if c.name == "triton")
     return tensors, lambda *t: triton(*t, *others, **kwargs), lambda *t: OPS[name].reference(*t, *others, **kwargs)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import mixzoo
 import pytest
 import torch
@@ -16,9 +22,11 @@ from mixzoo.kernels.depthwise_conv2d import (
     depthwise_conv2d,
     depthwise_conv2d_reference,
 )
+from mixzoo.kernels.precision import as_autocast
 from mixzoo.zoo.fill import fill_
 from support import image, rel_err, tolerances
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # batch, channels, height, width, kernel side, dilation
 CASES = (
@@ -26,6 +34,7 @@ CASES = (
     (1, 4, 30, 35, 7, 3), (3, 4, 7, 7, 7, 3), (1, 4, 5, 29, 9, 2), (1, 6, 11, 13, 3, 1), (1, 4, 2, 3, 5, 4),
 )  # fmt: skip
 TOLERANCE = tolerances(float16=2)  # sums of up to 961 products
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -81,6 +90,49 @@ def test_what_runs_where() -> None:
         depthwise_conv2d(x, weight[..., :30])
     args, options = bench_inputs(14, 2)
     assert args[0].shape == (1, 64, 14, 14) and depthwise_conv2d(*args, **options).shape == args[0].shape
+
+
+@needs_triton
+def test_reasons_against_triton() -> None:
+    def reason(side: int, dilation: int = 1, dtype: torch.dtype = torch.float32, device: str = "cuda") -> str:
+        with FakeTensorMode():
+            x, weight = (torch.empty(s, device=device, dtype=dtype) for s in ((1, 4, 56, 56), (4, 1, side, side)))
+            return str(DEPTHWISE_CONV2D_OP.explain(x, weight, None, dilation)["triton"])
+
+    assert reason(31) == reason(15, 2) == reason(31, dtype=torch.bfloat16) == "None"
+    assert "not on cpu" in reason(31, device="cpu") and "32 bits" in reason(31, dtype=torch.float64)
+    assert "left to cuDNN" in reason(13) and "96 positions" in reason(33, 3)
+
+
+def test_autocast_decides_the_type_of_operands() -> None:
+    """A map in half precision meets weights in float32 there, which a convolution casts."""
+    half, full = torch.ones(1, dtype=torch.bfloat16), torch.ones(1)
+    assert as_autocast(half, full, None) == (half, full, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [t.dtype for t in as_autocast(half, full)] == [torch.bfloat16] * 2
+
+
+@pytest.mark.slow
+@needs_triton
+def test_triton_interpreted() -> None:
+    file = Path(__file__).with_name("interpreted_depthwise_conv2d.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=file.parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_triton_on_a_gpu(dtype: torch.dtype) -> None:
+    mine = [a.detach().cuda().requires_grad_() for a in arguments((3, 64, 57, 40, 31, 1), dtype)]
+    exact = [a.detach().double().requires_grad_() for a in mine]
+    out, expected = DEPTHWISE_CONV2D_OP(*mine), depthwise_conv2d_reference(*exact)
+    assert rel_err(out, expected) <= 4 * TOLERANCE[dtype]
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    for got, want in zip(torch.autograd.grad(out.square().sum(), mine), wanted, strict=True):
+        assert rel_err(got, want) <= 8 * TOLERANCE[dtype]
 
 
 def test_a_large_kernel_is_decomposed_into_two() -> None:

@@ -27,6 +27,7 @@ EXACT = TOLERANCE[torch.float64]
 # the node of each op in a graph compiled for CUDA; the others are made of operators that a compiler fuses by itself
 ON_CUDA = {
     "bilevel_routing_attention": "bilevel_routing_attention_triton",
+    "depthwise_conv2d": "depthwise_conv2d_triton",
     "linear_attention": "linear_attention_triton",
     "neighborhood_attention": "neighborhood_attention_triton",
     "soft_attention": "soft_attention_triton",

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rotary import Rope
+from .precision import product_precision
 
 BLOCK = 64  # tokens that a program takes at a time
 SPAN = 1024  # tokens of a program, at least
@@ -234,13 +235,6 @@ def scratch(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """How products are made: TF32 has the bits of half precision, and the range of float32."""
-    if torch.version.hip:
-        return "ieee"
-    return "tf32x3" if dtype == torch.float32 else "tf32"
-
-
 def _spans(count: int) -> tuple[int, int]:
     """How many programs share ``count`` tokens, and how many tokens each takes."""
     splits = min(MAX_SPLITS, triton.cdiv(count, SPAN))
@@ -273,7 +267,7 @@ def linear_attention_forward(
     (b, h, n, d), (m, e) = q.shape, v.shape[2:]
     block_d, block_e = (max(16, triton.next_power_of_2(width)) for width in (d, e))
     cos, sin = (t.float().contiguous() for t in rope) if rope is not None else (q, q)
-    precision, block = _precision(v.dtype), BLOCK if max(block_d, block_e) <= 64 else BLOCK // 2
+    precision, block = product_precision(v.dtype), BLOCK if max(block_d, block_e) <= 64 else BLOCK // 2
     weights = _key_weights(q, k, features, scale, block_d) if rule == "rank" else q
     splits, span = _spans(m)
     state, sum_k, sum_v = scratch(q, b * h, splits, d, e), scratch(q, b * h, splits, d), scratch(q, b * h, splits, e)
