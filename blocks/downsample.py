@@ -43,8 +43,8 @@ def strided_conv(
 
 
 @register_notrace_module
-class PadToPatches(Reshaping):
-    """Zero-pads (B, C, H, W) at the bottom and right to whole patches of ``side`` x ``side``."""
+class PadToMultiple(Reshaping):
+    """Zero-pads (B, C, H, W) at the bottom and right to multiples of ``side``."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class PadToPatches(Reshaping):
 
 
 def padded_conv(dim: int, out_dim: int, pre_norm: Factory) -> nn.Sequential:
-    """A norm, zero-padding to whole patches of 2 x 2, and their convolution: ceil(n / 2) of a side n."""
+    """A norm, zero-padding to even sides, and a convolution of patches of 2 x 2: ceil(n / 2) of a side n."""
     conv = nn.Conv2d(dim, out_dim, 2, 2)
-    return nn.Sequential(OrderedDict(norm=pre_norm(dim), pad=PadToPatches(2), conv=conv))
+    return nn.Sequential(OrderedDict(norm=pre_norm(dim), pad=PadToMultiple(2), conv=conv))
 
 
 @register_notrace_module

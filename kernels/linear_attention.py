@@ -76,12 +76,13 @@ def spiky_directions(x: Tensor) -> Tensor:
     A zero vector has no direction and gives zeros.
     """
     norm = x.square().sum(dim=-1, keepdim=True).clamp_min(TINY).sqrt()
-    return _signed_parts(x / norm) ** (3 * (0.5 + norm.tanh()))
+    size = (x.abs() / norm) ** (3 * (0.5 + norm.tanh()))
+    return _signed_parts(x.sign() * size)
 
 
 def signed_cubes(x: Tensor) -> Tensor:
     """(..., D) -> (..., 2D): cubes, the positive and the negative apart (NaLa's keys)."""
-    return _signed_parts(x) ** 3
+    return _signed_parts(x**3)
 
 
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
