@@ -182,10 +182,27 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.run_blocks(self.position(self.downsample(x))))
 
-    def run_blocks(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and self.training:
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+    def with_maps(self, x: Tensor, count: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` gives, and the map (B, C', H', W') after every block, the last one as it leaves the stage.
+
+        With ``count`` only that many blocks run, and the last map stands for the result where there are more.
+        """
+        maps: list[Tensor] = []
+        x = self.run_blocks(self.position(self.downsample(x)), maps, count)
+        if len(maps) < len(self.blocks):
+            return x, maps
+        x = self.norm(x)
+        return x, [*maps[:-1], x]
+
+    def run_blocks(self, x: Tensor, maps: list[Tensor] | None = None, count: int | None = None) -> Tensor:
+        """The map after all blocks or the first ``count``; to ``maps`` the map after each of them is appended."""
+        if maps is None and count is None:
+            return checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
+        for block in list(self.blocks)[:count]:
+            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
+            if maps is not None:
+                maps.append(x)
+        return x
 
 
 class FusionStage(Stage):
@@ -210,8 +227,16 @@ class FusionStage(Stage):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        out = self.norm(self.run_blocks(self.position(x)))
-        return self.fusion(torch.cat((x, out), dim=1))
+        return self.fusion(torch.cat((x, self.norm(self.run_blocks(self.position(x)))), dim=1))
+
+    def with_maps(self, x: Tensor, count: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        maps: list[Tensor] = []
+        x = self.downsample(x)
+        out = self.run_blocks(self.position(x), maps, count)
+        if len(maps) < len(self.blocks):
+            return out, maps
+        out = self.fusion(torch.cat((x, self.norm(out)), dim=1))
+        return out, [*maps[:-1], out]
 
 
 @register_notrace_module
@@ -225,21 +250,25 @@ class TokenStage(Stage):
         self.blocks = nn.ModuleList(blocks)  # no chain: the size passes beside the map
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._packed(self.downsample(x))
+        return self._states(self.downsample(x))[-1]
 
-    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The packed result, and the map (B, C', H', W') in it."""
+    def with_maps(self, x: Tensor, count: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The packed result, and the map (B, C', H', W') after every block; see `Stage.with_maps`."""
         x = self.downsample(x)
         size = (x.shape[-2], x.shape[-1])
-        packed = self._packed(x)
-        return packed, unpack_tokens(packed, size)[1]
+        states = self._states(x, count)
+        maps = [unpack_tokens(state, size)[1] for state in states]
+        return (states[-1] if len(states) == len(self.blocks) else maps[-1]), maps
 
-    def _packed(self, x: Tensor) -> Tensor:
+    def _states(self, x: Tensor, count: int | None = None) -> list[Tensor]:
+        """The packed map after every block, the last one as it leaves the stage."""
         size = (x.shape[-2], x.shape[-1])
         x = self.position(x)
-        for block in self.blocks:
+        states = []
+        for block in list(self.blocks)[:count]:
             x = checkpoint(block, x, size) if self.grad_checkpointing and self.training else block(x, size)
-        return self.norm(x)
+            states.append(x)
+        return states if len(states) < len(self.blocks) else [*states[:-1], self.norm(x)]
 
 
 class CrossBranch(Residual):
@@ -288,16 +317,18 @@ class CrossStage(Stage):
         super().__init__(downsample, blocks, norm, position)
         self.blocks = nn.ModuleList(blocks)  # no chain: tokens pass beside the map
 
-    def run_block(self, block: nn.Module, x: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def run_block(self, block: nn.Module, x: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The map after ``block`` and the cross tokens that it hands on, recomputed in the backward pass if asked."""
-        return checkpoint(block, x, maps) if self.grad_checkpointing and self.training else block(x, maps)
+        return checkpoint(block, x, sources) if self.grad_checkpointing and self.training else block(x, sources)
 
-    def run_blocks(self, x: Tensor) -> Tensor:
-        maps: list[Tensor] = []
-        for block in self.blocks:
-            x, tokens = self.run_block(block, x, maps[-MAX_CROSS_SOURCES:])
+    def run_blocks(self, x: Tensor, maps: list[Tensor] | None = None, count: int | None = None) -> Tensor:
+        sources: list[Tensor] = []
+        for block in list(self.blocks)[:count]:
+            x, tokens = self.run_block(block, x, sources[-MAX_CROSS_SOURCES:])
             if tokens is not None:
-                maps.append(tokens)
+                sources.append(tokens)
+            if maps is not None:
+                maps.append(x)
         return x
 
 
@@ -325,17 +356,19 @@ class WindowedCrossStage(CrossStage):
         super().__init__(downsample, blocks, norm, position)
         self.window = window
 
-    def run_blocks(self, x: Tensor) -> Tensor:
+    def run_blocks(self, x: Tensor, maps: list[Tensor] | None = None, count: int | None = None) -> Tensor:
         height, width = x.shape[-2:]
         pad_h, pad_w = -height % self.window, -width % self.window
-        maps: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
+        sources: list[Tensor] = []
+        for index, block in enumerate(list(self.blocks)[:count]):
             top, left = (pad_h, pad_w) if index % 2 == 0 else (0, 0)
             padded = F.pad(x, (left, pad_w - left, top, pad_h - top)) if pad_h or pad_w else x
             windows = to_windows(padded, (self.window, self.window))
-            out, tokens = self.run_block(block, windows, maps[-MAX_CROSS_SOURCES:])
+            out, tokens = self.run_block(block, windows, sources[-MAX_CROSS_SOURCES:])
             out = from_windows(out, (height + pad_h, width + pad_w))
             x = out[:, :, top : top + height, left : left + width]
             if tokens is not None:
-                maps.append(tokens)
+                sources.append(tokens)
+            if maps is not None:
+                maps.append(x)
         return x

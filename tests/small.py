@@ -38,9 +38,9 @@ ISOTROPIC = ("dinat_isotropic_small", "inline_deit_tiny")  # one stage at stride
 
 
 def reductions(name: str) -> list[int]:
-    """Strides of the maps after each stage."""
+    """Strides of the maps that `features_only` gives by default."""
     if name in ISOTROPIC:
-        return [16]
+        return [16] * 3  # of the last three blocks
     first, last = (16, 64) if name in FROM_SIXTEEN else (2 if name in FROM_TWO else 4, 32)
     return [2**n for n in range(first.bit_length() - 1, last.bit_length())]
 
@@ -52,11 +52,15 @@ def make(name: str, **options: Any) -> nn.Module:
 
 def shallow(name: str, dense: bool = False, **options: Any) -> Backbone:
     """``name`` in evaluation mode with filled weights, float32, with a block per stage, or two to hand tokens across,
-    to shift windows or to take turns.
+    to shift windows or to take turns, or three where maps are taken after blocks.
 
     With ``dense``, it has what it has for `features_only` too.
     """
-    return copy.deepcopy(_shallow(name, 2 if any(f in name for f in PAIRS) else 1, dense, tuple(options.items())))
+    return copy.deepcopy(
+        _shallow(
+            name, 3 if name in ISOTROPIC else 2 if any(f in name for f in PAIRS) else 1, dense, tuple(options.items())
+        )
+    )
 
 
 @cache

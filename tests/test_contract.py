@@ -86,9 +86,11 @@ def test_default_cfg_tells_the_truth(name: str) -> None:
         assert all(f"{head}.weight" in state for head in heads) and f"{cfg['first_conv']}.weight" in state
         assert model.num_classes == cfg["num_classes"] and model.in_chans == cfg["input_size"][0]
         last = model.forward_features(x)
-        height, width = cfg["pool_size"]
-        packed = (1, 1 + height * width, model.num_features)
-        assert last.shape == (packed if name in TOKENS else (1, model.num_features, height, width))
+        assert (cfg["pool_size"] is None) == (name in TOKENS) and model.num_features in (last.shape[1], last.shape[-1])
+        if cfg["pool_size"]:
+            assert last.shape == (1, model.num_features, *cfg["pool_size"])
+        else:
+            assert last.ndim == 3 and last.shape[1] > 1
         assert model.forward_head(last, pre_logits=True).shape == (1, model.head_hidden_size)
         assert model.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
@@ -176,10 +178,10 @@ def test_reductions_channels_and_maps_agree(name: str) -> None:
 def test_out_indices_choose_maps(name: str) -> None:
     model = shallow(name)
     x = images(1, 3, 64, 64)
-    last = len(model.stages) - 1
+    last = len(model.feature_info) - 1
     with torch.no_grad():
         maps = model.forward_intermediates(x, intermediates_only=True)
-        for indices in ((0, last), (1,), (-1,), (0, -2)) if last else ((0,), (-1,)):
+        for indices in ((0, last), (1,), (-1,), (0, -2)):
             chosen = FeatureGetterNet(copy.deepcopy(model), out_indices=indices)
             out = chosen(x)
             assert [m.shape[1] for m in out] == chosen.feature_info.channels()
@@ -195,15 +197,16 @@ def test_stages_that_no_feature_needs_are_not_kept() -> None:
     assert not [n for n, p in cut.named_parameters() if p.grad is None]
 
 
+_LIKE_OTHERS = ("shvit_s1_distilled", "identityformer_s12")
 EXTRACTORS = {"list": FeatureListNet, "dict": FeatureDictNet, "hook": FeatureHookNet, "fx": FeatureGraphNet}
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
-@pytest.mark.parametrize("name", [k for k in KINDS if k not in ("shvit_s1_distilled", "identityformer_s12", *TOKENS)])
+@pytest.mark.parametrize("name", [k for k in KINDS if k not in (*ISOTROPIC, *_LIKE_OTHERS, *TOKENS)])
 def test_every_extractor_of_timm_gives_the_same_maps(name: str, extractor: str) -> None:
     x = images(1, 3, 64, 64)
     model = shallow(name)
-    indices = tuple(range(len(model.stages)))
+    indices = tuple(range(len(model.feature_info)))
     options = {"flatten_sequential": True} if extractor in ("list", "dict") else {}
     with torch.no_grad():
         wanted = model.forward_intermediates(x, intermediates_only=True)
@@ -231,16 +234,30 @@ def test_maps_made_beside_the_stages_come_from_the_getter_alone(name: str, featu
         features(name, feature_cls=feature_cls)
 
 
+def test_extractors_reach_the_blocks_of_a_single_stage() -> None:
+    """Those that follow names do; those that run a model's children one after the other are refused."""
+    x, name = images(1, 3, 64, 64), "dinat_isotropic_small"
+    torch.manual_seed(0)
+    wanted = (model := features(name, out_indices=(1, 5)))(x)
+    other = FeatureHookNet(make(name).eval(), out_indices=(1, 5))
+    other.load_state_dict(model.model.state_dict(), strict=False)
+    assert len(wanted) == 2 and all(m.shape == (1, 384, 4, 4) for m in wanted) and rel_err(*wanted) > EQUAL
+    assert [m.shape for m in other(x)] == [m.shape for m in wanted]
+    for feature_cls in ("list", "dict"):
+        with pytest.raises(MixzooError, match="use the getter"):
+            features(name, feature_cls=feature_cls)
+
+
 def positions(last: Tensor, like: Tensor) -> Tensor:
     """The map in what `forward_features` gives: ``last`` itself, or without the class token that comes first."""
     return last if last.ndim == 4 else last[:, 1:].transpose(1, 2).unflatten(2, like.shape[2:])
 
 
-@pytest.mark.parametrize("name", [k for k in KINDS if k not in ISOTROPIC])
+@every_kind
 def test_forward_intermediates(name: str) -> None:
     model = shallow(name)
     x = images(2, 3, 64, 96)
-    count = len(model.stages)
+    count = len(model.feature_info)
     info = FeatureInfo(model.feature_info, count)
     with torch.no_grad():
         last, maps = model.forward_intermediates(x)
@@ -254,7 +271,9 @@ def test_forward_intermediates(name: str) -> None:
         flipped = model.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
         assert all(torch.equal(a.permute(0, 3, 1, 2), b) for a, b in zip(flipped, maps, strict=True))
         runs = [0]
-        model.stages[1].register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+        (model.stages[0].blocks if name in ISOTROPIC else model.stages)[1].register_forward_hook(
+            lambda *_: runs.__setitem__(0, runs[0] + 1)
+        )
         early, first = model.forward_intermediates(x, indices=[0], stop_early=True)
         assert runs == [0] and torch.equal(first[0], maps[0]) and torch.equal(early, maps[0])
         whole, _ = model.forward_intermediates(x, indices=[0])
@@ -269,7 +288,7 @@ def test_forward_intermediates(name: str) -> None:
 def test_pruning_leaves_no_unused_parameter(name: str) -> None:
     whole = shallow(name).train()
     x = images(2, 3, 64, 64)
-    count = len(whole.stages)
+    count = len(whole.feature_info)
     for indices, prune_norm in (([0], True), ([count - 1], False), (list(range(count)), True)):
         model = copy.deepcopy(whole)
         taken = model.prune_intermediate_layers(indices, prune_norm=prune_norm)

@@ -15,7 +15,7 @@ from mixzoo.zoo.errors import DeployFormError
 from mixzoo.zoo.registry import VARIANTS
 from mixzoo.zoo.shell import Backbone
 from mixzoo.zoo.weights import to_official
-from small import KINDS, reductions, shallow
+from small import ISOTROPIC, KINDS, reductions, shallow
 from support import TOLERANCE, image, rel_err
 from timm.layers import DropPath
 from timm.models._features import FeatureGetterNet
@@ -36,10 +36,12 @@ def double(name: str) -> Backbone:
 
 
 def expected(name: str, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes of the maps after each stage for an image of ``size``, from the strides alone."""
+    """Sizes of the maps after each stage, or block, for an image of ``size``, from the strides alone."""
     if name.startswith(FLOOR_PATCHES):  # non-overlapping, at every stage
         return [(size[0] // stride, size[1] // stride) for stride in reductions(name)]
     stride, *later = reductions(name)
+    if name in ISOTROPIC:
+        return [(-(-size[0] // stride), -(-size[1] // stride))] * (1 + len(later))
     floors = name.startswith(FLOOR_STEM)  # 7x7, stride 4, padding 2
     first = [(n - 3) // 4 + 1 if floors else -(-n // stride) for n in size]
     maps = [(first[0], first[1])]

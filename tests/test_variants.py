@@ -20,9 +20,9 @@ def test_published_parameters_and_maps(name: str) -> None:
     assert cfg["input_size"] == (3, variant.resolution, variant.resolution)
     x = torch.empty(1, *cfg["input_size"], device="meta")
     (last,) = model.forward_intermediates(x, indices=1, intermediates_only=True)
-    assert tuple(last.shape[-2:]) == cfg["pool_size"]
-    prefix, positions = variant.spec.stages[-1].prefix, last.shape[2] * last.shape[3]
-    tokens, widened = (1, prefix + positions, model.num_features), (1, model.num_features, *cfg["pool_size"])
+    prefix, sides = variant.spec.stages[-1].prefix, tuple(last.shape[-2:])
+    assert cfg["pool_size"] == (None if prefix else sides)
+    tokens, widened = (1, prefix + sides[0] * sides[1], model.num_features), (1, model.num_features, *sides)
     assert model.forward_features(x).shape == (tokens if prefix else widened)
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3
 

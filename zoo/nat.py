@@ -11,8 +11,8 @@ less. For other resolutions, other dilations fit the same weights (``dilations=`
 prediction. Norms have an epsilon of 1e-5. Layer scales are in nat_small, nat_base and dinat_base only.
 
 ``dinat_large_384_11x11`` has the weights of windows of 7 with bias tables resized bicubically to windows of 11, which
-happens on loading as well. The isotropic models have one stage, so `features_only` gives one map. ViT's table of biases
-belongs to a map of 14 x 14 and is resized bicubically for others; the authors' code runs at 224 only.
+happens on loading as well. The isotropic models have one stage; their maps are those after its blocks. ViT's table of
+biases belongs to a map of 14 x 14 and is resized bicubically for others; the authors' code runs at 224 only.
 """
 
 from __future__ import annotations

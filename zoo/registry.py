@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet
 from torch import nn
 
 from ..blocks.deploy import redeploy
@@ -213,7 +213,7 @@ def _cfg(variant: Variant, item: Weights) -> dict[str, Any]:
         "custom_load": True,
         "num_classes": item.num_classes,
         "input_size": (3, resolution, resolution),
-        "pool_size": (-(-resolution // stride),) * 2,
+        "pool_size": None if variant.spec.stages[-1].prefix else (-(-resolution // stride),) * 2,
         "crop_pct": item.crop_pct,
         "interpolation": "bicubic",
         "mean": variant.mean,
@@ -237,7 +237,7 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
             overlay |= {"file": str(fetch(variant.name, item, options.get("cache_dir")))}
         if overlay.get("file") or overlay.get("url"):
             overlay.setdefault("custom_load", True)
-        indices = tuple(range(len(spec.stages)))
+        indices = min(3, spec.stages[0].depth) if spec.isotropic else tuple(range(len(spec.stages)))
         placement: dict[str, Any] = {k: options.pop(k) for k in ("device", "dtype") if k in options}
         return build_model_with_cfg(
             partial(_construct, spec, placement, dense),
@@ -263,6 +263,9 @@ def _construct(spec: BackboneSpec, placement: dict[str, Any], dense: bool, **opt
 def _check_extractor(spec: BackboneSpec, name: str, extractor: Any) -> None:
     """Refuse timm's extractors that take maps from inside the model, where a model makes them beside its stages."""
     beside = spec.necks or spec.stages[-1].prefix
+    chained = spec.isotropic and extractor in ("list", "dict", FeatureListNet, FeatureDictNet)
+    if chained:
+        raise MixzooError(f"{name} gives the maps after its blocks, which {extractor!r} cannot reach: use the getter.")
     if beside and extractor not in (None, "getter", FeatureGetterNet):
         raise MixzooError(f"{name} gives its maps through the getter only: leave out feature_cls={extractor!r}.")
 

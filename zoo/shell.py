@@ -79,6 +79,9 @@ class Backbone(nn.Module):
             self.stages.append(_build_stage(stage, downsample, grid, rates[first : first + stage.depth]))
             width = self.spec.necks[1][index] if self.spec.necks else dim
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{index}"})
+        if self.spec.isotropic:
+            blocks = range(self.spec.stages[0].depth)
+            self.feature_info = [self.feature_info[0] | {"module": f"stages.0.blocks.{index}"} for index in blocks]
 
     def _build_head(self, global_pool: str, drop_rate: float) -> ClassifierHead:
         head, prefix = self.spec.head, self.num_prefix_tokens
@@ -122,13 +125,13 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after chosen stages, and what `forward_features` gives.
+        """The maps after chosen stages, and what `forward_features` gives. One stage: the maps after chosen blocks.
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: stages to take: a list, or an int n for the last n; all by default.
-            norm: whether the last stage's map goes through the backbone's norm.
-            stop_early: whether to skip the stages after the last one taken.
+            indices: stages or blocks to take: a list, or an int n for the last n; all by default.
+            norm: whether the last map goes through the backbone's norm.
+            stop_early: whether to skip what comes after the last one taken.
             output_fmt: 'NCHW' or 'NHWC' for the maps.
             intermediates_only: return only the list of maps.
 
@@ -138,22 +141,37 @@ class Backbone(nn.Module):
         layout = Format(output_fmt)
         if layout not in (Format.NCHW, Format.NHWC):
             raise ValueError(f"output_fmt {output_fmt!r} is neither 'NCHW' nor 'NHWC'")
-        taken, last = feature_take_indices(len(self.stages), indices)
-        maps = []
-        x = self.stem(x)
-        stages = list(self.stages)
-        for index, stage in enumerate(stages[: last + 1] if stop_early else stages):
-            x, feature = stage.with_map(x) if isinstance(stage, TokenStage) else (stage(x),) * 2
-            if index in taken:
-                maps.append(self._feature(feature, index, norm, layout))
+        taken, last = feature_take_indices(self._num_levels, indices)
+        x, levels = self._levels(self.stem(x), last + 1 if stop_early else self._num_levels)
+        maps = [self._feature(level, index, norm, layout) for index, level in enumerate(levels) if index in taken]
         if intermediates_only:
             return maps
-        return (self._normed(x) if index == len(self.spec.stages) - 1 else x), maps
+        return (self._normed(x) if len(levels) == len(self.feature_info) else x), maps
+
+    @property
+    def _num_levels(self) -> int:
+        """How many maps there are to take; a pruned model has fewer than its `feature_info`."""
+        first = cast(Stage, self.stages[0])
+        return len(first.blocks) if self.spec.isotropic else len(self.stages)
+
+    def _levels(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+        """What the stem gives -> what the last of the first ``count`` stages or blocks gives, and their maps."""
+        if self.spec.isotropic:
+            return cast(Stage, self.stages[0]).with_maps(x, count)
+        levels: list[Tensor] = []
+        for stage in list(self.stages)[:count]:
+            if isinstance(stage, TokenStage):
+                x, maps = stage.with_maps(x)
+                levels.append(maps[-1])
+            else:
+                x = stage(x)
+                levels.append(x)
+        return x, levels
 
     def _feature(self, x: Tensor, index: int, norm: bool, layout: Format) -> Tensor:
         if self.necks is not None:
             x = self.necks[index](x)
-        elif norm and index == len(self.spec.stages) - 1:
+        elif norm and index == len(self.feature_info) - 1:
             x = self.norm(x)
         return x if layout == Format.NCHW else x.permute(0, 2, 3, 1)
 
@@ -163,12 +181,17 @@ class Backbone(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what `forward_intermediates` does not need for ``indices``, and return them as a list."""
-        taken, last = feature_take_indices(len(self.stages), indices)
-        self.stages = cast(nn.Sequential, self.stages[: last + 1])
-        if prune_norm or last < len(self.spec.stages) - 1:
+        taken, last = feature_take_indices(self._num_levels, indices)
+        if self.spec.isotropic:
+            first = cast(Stage, self.stages[0])
+            first.blocks = cast(nn.Sequential, first.blocks[: last + 1])
+        else:
+            self.stages = cast(nn.Sequential, self.stages[: last + 1])
+        final = self.spec.stages[0 if self.spec.isotropic else last]
+        if prune_norm or last < len(self.feature_info) - 1:
             self.norm = nn.Identity()
-            self.num_features = self.spec.stages[last].dim
-        self.num_prefix_tokens = prefix = self.spec.stages[last].prefix
+            self.num_features = final.dim
+        self.num_prefix_tokens = prefix = final.prefix
         if self.necks is not None:
             self.necks = nn.ModuleList(m if i in taken else nn.Identity() for i, m in enumerate(self.necks))
         if prune_head:

@@ -94,6 +94,11 @@ class BackboneSpec:
     keys: Mapping[str, KeyMap] = field(default_factory=dict)
     merged: BackboneSpec | None = None
 
+    @property
+    def isotropic(self) -> bool:
+        """Whether there is one stage only; feature maps are then taken after its blocks."""
+        return len(self.stages) == 1
+
     def with_mixers(self, mixers: Mixers) -> BackboneSpec:
         """The spec with other token mixers: one for every stage that mixes, or a list with one per stage.
 
