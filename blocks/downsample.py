@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from timm.layers import SqueezeExcite, register_notrace_module
 from torch import Tensor, nn
 
@@ -76,9 +75,7 @@ class PatchGather(Reshaping):
         return -(-size[0] // 2), -(-size[1] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, width % 2, 0, height % 2))
+        x = pad_to_windows(x, (2, 2))
         top, bottom = x[:, :, ::2], x[:, :, 1::2]
         return torch.cat((top[..., ::2], bottom[..., ::2], top[..., 1::2], bottom[..., 1::2]), dim=1)
 

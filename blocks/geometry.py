@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
+from ..kernels.dispatch import known
 from ..kernels.windows import Size, from_windows, pad_to_windows, to_windows
 
 __all__ = [
@@ -72,10 +73,12 @@ def pad_to_least(x: Tensor, least: Size) -> Tensor:
 def resize_table(table: Tensor, size: Size, mode: str = "bicubic") -> Tensor:
     """Resize of (..., h, w) position tables to ``size``; the same tensor where the size already fits.
 
+    A graph that leaves the size open always resizes, which changes nothing where it fits.
+
     Args:
         mode: of `torch.nn.functional.interpolate`: 'bicubic' or 'bilinear'.
     """
-    if tuple(table.shape[-2:]) == tuple(size):
+    if known(*size) and tuple(table.shape[-2:]) == tuple(size):
         return table
     flat = table.reshape(1, -1, *table.shape[-2:])
     resized = F.interpolate(flat, size=size, mode=mode, align_corners=False)

@@ -10,6 +10,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ..kernels.dispatch import known
 from .geometry import Size, as_table, resize_table
 
 
@@ -66,7 +67,9 @@ class RelativeBias(GridModule):
         self.register_buffer("index", offset_index(grid), persistent=False)
 
     def forward(self, size: Size) -> Tensor:
-        return self.table.flatten(1)[:, self.index] if size == self.grid else grid_bias(self.table, size)
+        return (
+            self.table.flatten(1)[:, self.index] if known(*size) and size == self.grid else grid_bias(self.table, size)
+        )
 
     def folded(self) -> nn.Module:
         return FixedRelativeBias(self)
@@ -171,7 +174,7 @@ class FixedRelativeBias(nn.Module):
         self.register_buffer("expanded", source(source.grid).detach().clone(), persistent=False)
 
     def forward(self, size: Size) -> Tensor:
-        return self.expanded if size == self.grid else self.expand(self.table, size)
+        return self.expanded if known(*size) and size == self.grid else self.expand(self.table, size)
 
 
 @register_notrace_module

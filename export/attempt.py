@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from .capture import AXIS_INDEX, Capture
+from .capture import AXIS_INDEX, Capture, first_cause
 from .errors import ExportError, UnprovableError, VerificationError
+from .numbers import outputs_of, relative_error
 from .prepare import Prepared
 from .protocol import FileFacts, Target
 from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
 from .verify import Check, Reference, verify
 
 _LEAST_TRACED = 128  # px: smaller maps shrink to one position inside, where torch.export takes a side for a constant
+_PROBED = 1e-2  # relative: a graph that is further off need not be converted; verification asks for more
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,26 @@ def _write_one(
 def _probe(capture: Capture, reference: Reference) -> None:
     """Before the slow conversion, see that the graph did not freeze what a larger input needs.
 
-    Only a larger one: for smaller ones the guards of a graph also fail on maps of one position, where its arithmetic
-    holds all the same.
+    By what it computes: torch.export also refuses shapes for which its graph holds all the same, such as maps that
+    shrink to one position, and sides that divide where the example's did not.
     """
     batch, height, width = (capture.example.shape[AXIS_INDEX[axis]] for axis in AXES)
     size = (height + 32, width + 64) if "height" in capture.axes else (height, width)
     case = Case(batch + 1 if "batch" in capture.axes else batch, size, asked=False)
-    if not reference.refuses(size):
-        reason = capture.refuses(reference.image(size, 0).repeat(case.batch, 1, 1, 1))
-        if reason:
-            raise ExportError(f"the captured graph does not hold for {case}: {reason}")
+    if reference.refuses(size):
+        return
+    x = reference.image(size, 0).repeat(case.batch, 1, 1, 1)
+    if reason := _frozen(capture, x):
+        raise ExportError(f"the captured graph does not hold for {case}: {capture.refuses(x) or reason}")
+
+
+def _frozen(capture: Capture, x: torch.Tensor) -> str | None:
+    """Why the graph is not that of its module for ``x``; None if it is."""
+    try:
+        error = relative_error(outputs_of(capture.run, x), outputs_of(capture.module, x))
+    except Exception as raised:  # whatever an operator raises
+        return first_cause(raised)
+    return None if error <= _PROBED else f"it differs from the model by {error:.1e}"
 
 
 def _example(reference: Reference, axes: Axes, size: Size, batch: int) -> torch.Tensor:

@@ -7,8 +7,9 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,19 +49,33 @@ class Capture:
         except Exception as error:  # torch.export raises many kinds
             raise ExportError(f"torch.export cannot capture the model: {first_cause(error)}") from error
 
-    def refuses(self, x: Tensor) -> str | None:
-        """What the graph took for constant that would have to change for input ``x``; None if it runs.
+    def run(self, x: Tensor) -> Any:
+        """What the graph's arithmetic makes of input ``x``, whatever torch.export thinks of its shape.
 
-        A graph that runs is not proved by that; one that does not need not be converted.
+        Raises:
+            Exception: any, where sizes in the graph do not fit ``x``.
         """
         module = self.program.module
-        known = "check_guards" in inspect.signature(module).parameters
+        with quiet(), torch.no_grad():
+            return (module(check_guards=False) if _guarded(module) else module()).forward(x)  # no checks of the input
+
+    def refuses(self, x: Tensor) -> str | None:
+        """What torch.export took for constant that would have to change for input ``x``; None if nothing.
+
+        It guards more than the arithmetic needs: a graph that it refuses may be right, see `run`.
+        """
+        module = self.program.module
         try:
             with quiet(), torch.no_grad():
-                (module(check_guards=True) if known else module())(x)
+                (module(check_guards=True) if _guarded(module) else module())(x)
         except Exception as error:  # a failed guard is an AssertionError, a frozen shape a RuntimeError
             return first_cause(error)
         return None
+
+
+def _guarded(module: Callable[..., nn.Module]) -> bool:
+    """Whether this torch has guards in its programs."""
+    return "check_guards" in inspect.signature(module).parameters
 
 
 def first_cause(error: BaseException) -> str:

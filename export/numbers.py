@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Outputs = list[np.ndarray]
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, images: Tensor) -> Outputs:
+def outputs_of(model: Callable[[Tensor], Any], images: Tensor) -> Outputs:
     """Every output of a model that gives a tensor, or a tuple or list of them."""
     outputs: Any = model(images)
     tensors = outputs if isinstance(outputs, tuple | list) else [outputs]

@@ -189,6 +189,11 @@ def _ordered(result: Tensor, empty: Tensor) -> Tensor:
     return result if result.stride() == empty.stride() else empty.copy_(result)
 
 
+def known(*sizes: object) -> bool:
+    """Whether sizes are numbers, not symbols of a graph that leaves them open: what is equal or not is then decided."""
+    return all(isinstance(n, int) for n in sizes)
+
+
 def exporting() -> bool:
     """Whether a graph is being captured for another runtime, where only plain operators should appear.
 

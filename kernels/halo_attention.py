@@ -25,6 +25,7 @@ from .windows import (
     Size,
     either,
     from_heads,
+    num_windows,
     pad_to_windows,
     shared_mask_sdpa,
     to_heads,
@@ -48,10 +49,10 @@ def halo_attention_reference(
     rows, cols = (_outside(n, side, halo, logits) for n, side in zip((height, width), window, strict=True))
     rows = rows.repeat_interleave(window[1] + 2 * halo, dim=1)[:, None, None]  # (rows, 1, 1, M)
     cols = cols.repeat(1, window[0] + 2 * halo)[:, None, None]
-    shape = logits.shape
-    logits = logits.reshape(-1, cols.shape[0], *shape[1:]) + cols
-    logits = logits.reshape(-1, rows.shape[0], cols.shape[0] * num_heads, *shape[2:]) + rows
-    out = from_heads(logits.reshape(shape).softmax(dim=-1) @ v, window, (queries.shape[-2], queries.shape[-1]))
+    logits = (logits.unflatten(0, (-1, cols.shape[0])) + cols).flatten(1, 2)  # (B * rows, columns * heads, N, M)
+    logits = (logits.unflatten(0, (-1, rows.shape[0])) + rows).flatten(0, 1)
+    weights = logits.unflatten(1, (cols.shape[0], num_heads)).flatten(0, 1).softmax(dim=-1)
+    out = from_heads(weights @ v, window, (queries.shape[-2], queries.shape[-1]))
     return out[:, :, :height, :width]
 
 
@@ -79,7 +80,7 @@ def _keys_and_values(around: Tensor, window: Size, halo: int, num_heads: int) ->
 
 def _outside(length: int, side: int, halo: int, like: Tensor) -> Tensor:
     """(windows, side + 2r): `PADDED` for the keys of each window along one axis that lie outside the map, else 0."""
-    count = -(-length // side)
+    count = num_windows(length, side)
     key = torch.arange(count, device=like.device)[:, None] * side - halo
     key = key + torch.arange(side + 2 * halo, device=like.device)
     return ((key < 0) | (key >= length)).to(like.dtype) * PADDED

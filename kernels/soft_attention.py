@@ -58,16 +58,24 @@ def symmetric_start(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
     ``kernel`` is (..., heads, M, M).
     """
-    heads = (-3, -2, -1)
-    scale = 2 / kernel.sum(-1, keepdim=True).amax(heads, keepdim=True).square()
-    unit = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+    sums = kernel.sum(-1, keepdim=True)
+    scale = 2 / sums.amax((-3, -2, -1), keepdim=True).square()
     with torch.no_grad():
-        square = scale * (kernel @ kernel)
-        factor = torch.where(unit.sum() < 2.5, 0.5, torch.ones_like(scale))  # up to two landmarks
-        for _ in range(HALVINGS):
-            error = (unit - factor * square).abs().sum(-2, keepdim=True).amax(heads, keepdim=True)
-            factor = torch.where(error > 1.01, factor / 2, factor)
-    return kernel, factor * scale
+        return kernel, scale * _start_factor(scale * kernel.square().sum(-1, keepdim=True), scale * (kernel @ sums))
+
+
+def _start_factor(diagonal: Tensor, columns: Tensor) -> Tensor:
+    """What the first guess is halved to, from the diagonal and the column sums (..., heads, M, 1) of a P P.
+
+    The sum of a column of |I - f a P P| is convex in the factor f, and 1 for f = 0: once it is low enough, it stays so
+    for every smaller f, and counting the factors for which it is too large counts the halvings.
+    """
+    count = torch.ones_like(diagonal[..., :1, :, :]).sum(-2, keepdim=True)  # M, also where a graph leaves it open
+    first = torch.where(count < 2.5, 0.5, 1.0).to(diagonal)  # (..., 1, 1, 1): one landmark or two start halved
+    factors = first * torch.arange(HALVINGS).neg().exp2().to(diagonal)  # (..., 1, 1, HALVINGS)
+    error = factors * (columns - diagonal) + (1 - factors * diagonal).abs()
+    halvings = (error.amax((-3, -2), keepdim=True) > 1.01).sum(-1, keepdim=True)
+    return first * (-halvings.to(diagonal)).exp2()
 
 
 def newton_inverse(matrix: Tensor, scale: Tensor) -> Tensor:
@@ -224,6 +232,7 @@ SOFT_ATTENTION_OP = Op(
         Candidate("channel_major", _channel_major, _channel_major_unsupported),
     ),
     bench_inputs,
+    exported=_channel_major,
 )
 
 

@@ -22,7 +22,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .attention import attention_reference
-from .dispatch import Candidate, Op
+from .dispatch import Candidate, Op, known
 from .windows import (
     Size,
     axis_codes,
@@ -33,6 +33,7 @@ from .windows import (
     penalties,
     runs,
     shared_mask_sdpa,
+    shift_back,
     to_heads,
     to_tokens,
     with_bias,
@@ -52,7 +53,7 @@ def window_attention_reference(
     logits = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
-    if any(shift) or rolled.shape != qkv.shape:
+    if not known(height, width) or any(shift) or rolled.shape != qkv.shape:  # what is open may need a mask
         logits = _masked(logits, (height, width), window, shift)
     return _whole(logits.softmax(dim=-1) @ v, rolled, window, shift, (height, width))
 
@@ -65,7 +66,7 @@ def _heads(qkv: Tensor, window: Size, num_heads: int) -> tuple[Tensor, Tensor, T
 
 def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
     """``logits`` (B * rows * columns, heads, N, N) of a map of ``size`` with the penalties of each of its axes."""
-    (h, w), heads = window, logits.shape[1]
+    h, w = window
     rows, cols = (
         penalties(axis_codes(n, side, by, logits.device), logits.dtype)
         for n, side, by in zip(size, window, shift, strict=True)
@@ -73,27 +74,21 @@ def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
     rows = rows.repeat_interleave(w, dim=1).repeat_interleave(w, dim=2)  # (rows, N, N)
     cols = cols.repeat(1, h, h)  # (columns, N, N)
     masks = torch.minimum(rows[:, None], cols[None]).flatten(0, 1)  # (rows * columns, N, N)
-    shape = logits.shape
-    return (logits.reshape(-1, masks.shape[0], heads, *shape[2:]) + masks[:, None]).reshape(shape)
+    images = logits.unflatten(0, (-1, masks.shape[0]))
+    return (images + masks[:, None]).flatten(0, 1)
 
 
 def _whole(out: Tensor, rolled: Tensor, window: Size, shift: Size, size: Size) -> Tensor:
     """Windows of a rolled map put back in their places and cut to ``size``."""
-    padded = (rolled.shape[-2], rolled.shape[-1])
-    out = cyclic_shift(from_heads(out, window, padded), (-shift[0], -shift[1]))
-    return out[:, :, : size[0], : size[1]] if padded != size else out
-
-
-def _sized(qkv: Tensor) -> bool:
-    """Whether the size of the map is known, not a symbol of a graph."""
-    return all(isinstance(n, int) for n in qkv.shape[2:])
+    out = shift_back(from_heads(out, window, (rolled.shape[-2], rolled.shape[-1])), shift)
+    return out[:, :, : size[0], : size[1]]
 
 
 def _exported(
     qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
 ) -> Tensor:
     """Plain operators with the few masks that a known size needs."""
-    if not _sized(qkv):
+    if not known(*qkv.shape[2:]):
         return window_attention_reference(qkv, num_heads, window, scale, bias, shift)
     return _banded(qkv, num_heads, window, scale, bias, shift, attention_reference)
 
@@ -118,7 +113,7 @@ def _banded(
             q, k, v = _heads(band[..., left:right], window, num_heads)
             parts.append(from_heads(attend(q, k, v, scale, mask), window, (bottom - top, right - left)))
         bands.append(torch.cat(parts, dim=3) if len(parts) > 1 else parts[0])
-    out = cyclic_shift(torch.cat(bands, dim=2) if len(bands) > 1 else bands[0], (-shift[0], -shift[1]))
+    out = shift_back(torch.cat(bands, dim=2) if len(bands) > 1 else bands[0], shift)
     return out[:, :, :height, :width]
 
 
@@ -144,7 +139,7 @@ def _mask(codes: Tensor, axis: int, other: int, dtype: torch.dtype) -> Tensor:
 def _fused_unsupported(
     qkv: Tensor, num_heads: int, window: Size, scale: float, bias: Tensor | None = None, shift: Size = (0, 0)
 ) -> str | None:
-    if not _sized(qkv):
+    if not known(*qkv.shape[2:]):
         return "windows are sorted by what they mask, which needs a size that is known"
     if torch.is_grad_enabled() and bias is not None and bias.requires_grad and qkv.device.type == "cpu":
         return "the fused kernel of the CPU gives the bias no gradient"

@@ -11,15 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dispatch import known
+
 Size = tuple[int, int]
 SEPARATE = -100.0  # added to the logits of positions that a shift brought together, as arXiv:2103.14030 has it
 PADDED = -1e4  # added to the logits of padding; its exponential is zero in every floating type, and fp16 can hold it
 
 
+def num_windows(length: int, side: int) -> int:
+    """How many windows of ``side`` cover an axis; one where the side is a symbol of a graph: then it is the axis."""
+    return (length + side - 1) // side if known(side) else 1
+
+
 def pad_to_windows(x: Tensor, window: Size) -> Tensor:
-    """Zero-pad (B, C, H, W) at the bottom and right to whole windows."""
-    pad_h, pad_w = -x.shape[-2] % window[0], -x.shape[-1] % window[1]
-    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+    """Zero-pad (B, C, H, W) at the bottom and right to whole windows.
+
+    A side that a graph leaves open is padded always, by nothing where it divides.
+    """
+    pad_h, pad_w = (num_windows(n, side) * side - n for n, side in zip(x.shape[-2:], window, strict=True))
+    return F.pad(x, (0, pad_w, 0, pad_h)) if not known(pad_h, pad_w) or pad_h or pad_w else x
 
 
 def to_windows(x: Tensor, window: Size) -> Tensor:
@@ -59,18 +69,27 @@ def from_heads(out: Tensor, window: Size, size: Size) -> Tensor:
 
 
 def cyclic_shift(x: Tensor, shift: Size) -> Tensor:
-    """Roll (..., H, W) up and left by ``shift``; one axis at a time, as slices that every runtime has."""
+    """Roll (..., H, W) up and left by ``shift``; one axis at a time, as slices that every runtime has.
+
+    A shift that is a symbol of a graph is between zero and the length of its axis.
+    """
     for axis, by in zip((-2, -1), shift, strict=True):
-        if by:
-            length = x.shape[axis]
-            by %= length
+        length = x.shape[axis]
+        by = by % length if known(by, length) else by
+        if not known(by) or by:
             x = torch.cat((x.narrow(axis, by, length - by), x.narrow(axis, 0, by)), dim=axis)
     return x
 
 
+def shift_back(x: Tensor, shift: Size) -> Tensor:
+    """The inverse of `cyclic_shift`."""
+    down, right = (n - by if not known(by) or by else 0 for n, by in zip(x.shape[-2:], shift, strict=True))
+    return cyclic_shift(x, (down, right))
+
+
 def axis_codes(length: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
     """(windows, window) codes of the rolled positions of one axis: 0, or 1 where the roll wrapped, or 2 for padding."""
-    count = -(-length // window)
+    count = num_windows(length, window)
     rolled = torch.arange(count * window, device=device) + shift
     wrapped = rolled >= count * window
     padded = (rolled - wrapped * count * window) >= length

@@ -11,7 +11,7 @@ from mixzoo.blocks.channel import mlp
 from mixzoo.blocks.conv import DepthwiseConv2d
 from mixzoo.blocks.ghost import ghost_bottleneck
 from mixzoo.blocks.mixers import MIXERS, Mixer
-from mixzoo.blocks.mixers.factorised import mirrored
+from mixzoo.blocks.mixers.factorised import window_taps
 from mixzoo.blocks.stage import MIXER, BlockSite, Branch, MixerChoice, Plain, build_block
 from mixzoo.zoo import favit, ffnet
 from mixzoo.zoo.keys import KeyMap, rename
@@ -120,7 +120,9 @@ def test_block_is_the_authors(name: str) -> None:
 
 @pytest.mark.parametrize("size", (1, 5, 7, 20))
 def test_windows_are_mirrored_as_often_as_they_must_be(size: int) -> None:
-    rows = mirrored(size, 7, 3, torch.device("cpu")).reshape(7, -1)
+    taps, count = window_taps((size, 4), 3, torch.device("cpu"))
+    rows = taps.reshape(7, 7, count)[:, 0] // 4  # of the first column
+    assert torch.equal(window_taps((4, size), 3, torch.device("cpu"))[0].reshape(7, 7, count)[0] % size, rows)
     assert rows.shape[1] == -(-size // 19) and int(rows.min()) >= 0 and int(rows.max()) < size
     padded = list(range(size))
     while len(padded) < 19 * rows.shape[1]:  # one reflection at a time

@@ -19,6 +19,7 @@ from export_doubles import (
     Unstable,
     Windowed,
     attempt,
+    branch_on_size,
     freeze_all,
     freeze_size,
     images,
@@ -29,6 +30,7 @@ from export_doubles import (
 )
 from mixzoo.export import ExportError, Report, VerificationError, export, get_target, render
 from mixzoo.export import onnx as onnx_target
+from mixzoo.export.capture import Capture
 from mixzoo.export.errors import UnprovableError
 from mixzoo.export.numbers import relative_error
 from mixzoo.export.prepare import prepare
@@ -224,6 +226,13 @@ def test_frozen_branch_is_not_called_dynamic(tmp_path: Path) -> None:
     outcome = attempt(fill_(Windowed()).eval(), tmp_path, sizes="140")
     assert outcome.axes == ("batch",)
     assert "does not hold for batch 3, 172x204" in outcome.fixed[ALL]
+
+
+def test_a_guard_that_changes_nothing_closes_no_axis(tmp_path: Path) -> None:
+    model = small(freeze=branch_on_size)
+    capture = Capture(model, images((128, 160), 2), ALL)
+    assert "x.size()[3] % 5" in str(capture.refuses(images((160, 223))))
+    assert attempt(model, tmp_path).axes == ALL
 
 
 def test_onnx_says_why_axes_are_fixed(tmp_path: Path) -> None:

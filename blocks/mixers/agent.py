@@ -11,6 +11,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels.agent_attention import agent_attention
+from ...kernels.dispatch import known
 from ..geometry import Size, num_heads_for, resize_table
 from ..pooling import adaptive_avg_pool
 from ..projection import joint_projection
@@ -76,7 +77,7 @@ class FixedAgentBias(nn.Module):
         self.register_buffer("expanded", source(*self.own).detach().clone(), persistent=False)
 
     def forward(self, size: Size, agents: Size) -> Tensor:
-        return self.expanded if (size, agents) == self.own else self.tables(size, agents)
+        return self.expanded if known(*size) and (size, agents) == self.own else self.tables(size, agents)
 
 
 @register_notrace_module

@@ -6,8 +6,10 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ...kernels.dispatch import known
 from ...kernels.window_attention import window_attention
 from ..geometry import Size, from_windows, num_heads_for, pad_to_windows, to_windows
+from .window import masked
 
 
 @register_notrace_module
@@ -44,21 +46,22 @@ class CrossWindowAttention(nn.Module):
         qkv = self.qkv(x)
         if self.split is None:
             return self.proj(self._branch(0, qkv, (height, width)))
-        stripes = (height, min(self.split, width)), (min(self.split, height), width)
+        down, across = masked(self.split, (height, width))
+        stripes = (height, across), (down, width)
         parts = [t.chunk(2, dim=1) for t in qkv.chunk(3, dim=1)]  # halves of q, k and v
         outs = [self._branch(i, torch.cat([t[i] for t in parts], dim=1), window) for i, window in enumerate(stripes)]
         return self.proj(torch.cat(outs, dim=1))
 
     def _branch(self, index: int, qkv: Tensor, window: Size) -> Tensor:
-        values = qkv.chunk(3, dim=1)[2]
+        values, conv = qkv.chunk(3, dim=1)[2], self.lepe[index]
         out = window_attention(qkv, self.num_heads, window, self.scale)
-        return out + _in_windows(self.lepe[index], values, window)
+        return out + (conv(values) if self.split is None else _in_windows(conv, values, window))
 
 
 def _in_windows(conv: nn.Module, x: Tensor, window: Size) -> Tensor:
     """``conv`` of each window of (B, C, H, W) by itself."""
     height, width = x.shape[-2:]
-    if window == (height, width):
+    if known(height, width) and window == (height, width):
         return conv(x)
     padded = pad_to_windows(x, window)
     out = from_windows(conv(to_windows(padded, window)), (padded.shape[-2], padded.shape[-1]))

@@ -9,26 +9,45 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import attention
+from ...kernels.dispatch import known
 from ..conv import DepthwiseConv2d
 from ..geometry import Size, num_heads_for
+from ..pooling import pooling_matrix
 from .attention import join_heads, split_heads
 from .spatial_reduction import StridedReduction
 
 SIDE = 7  # taps on a side of a window
 
 
-def mirrored(size: int, taps: int, dilation: int, device: torch.device) -> Tensor:
-    """Row index (taps, windows) of every tap in every window along an axis of ``size``; flattened, taps first.
+def mirrored(positions: Tensor, size: int) -> Tensor:
+    """Positions behind the edge of an axis of ``size``, mirrored at it, as often as it takes."""
+    period = torch.full_like(positions, 2 * size - 2).clamp(min=1)
+    inside = positions % period
+    return torch.minimum(inside, period - inside)
 
-    Windows of ``dilation * (taps - 1) + 1`` rows lie side by side; rows behind the edge are mirrored at it, as often as
-    it takes.
+
+def window_taps(size: Size, dilation: int, device: torch.device) -> tuple[Tensor, int]:
+    """Where every tap of every window is in a flat h x w map, (49 * windows) taps first, and the number of windows.
+
+    Windows of ``dilation * 6 + 1`` positions a side lie side by side, in row order; what is behind the edge of the map
+    is mirrored at it.
     """
-    reach = dilation * (taps - 1) + 1
-    starts = torch.arange(-(-size // reach), device=device) * reach
-    rows = (torch.arange(taps, device=device) * dilation)[:, None] + starts[None]
-    period = torch.full_like(rows, 2 * size - 2).clamp(min=1)
-    rows = rows % period
-    return torch.minimum(rows, period - rows).flatten()
+    reach = dilation * (SIDE - 1) + 1
+    rows, cols = ((n + reach - 1) // reach for n in size)
+    number = torch.arange(SIDE * SIDE * rows * cols, device=device)  # no axis is as short as one, which graphs fix
+    tap = torch.div(number, rows * cols, rounding_mode="floor")
+    window = number - tap * (rows * cols)
+    tap_row, row = (torch.div(n, by, rounding_mode="floor") for n, by in ((tap, SIDE), (window, cols)))
+    y = mirrored(tap_row * dilation + row * reach, size[0])
+    x = mirrored((tap - tap_row * SIDE) * dilation + (window - row * cols) * reach, size[1])
+    return y * size[1] + x, rows * cols
+
+
+def run_means(x: Tensor, count: int) -> Tensor:
+    """(B, N, count * L) -> (B, N, count): means of runs of L; by a product where a graph leaves L open."""
+    if known(x.shape[2]):
+        return x.unflatten(2, (count, -1)).mean(3)
+    return x @ pooling_matrix(x.shape[2], count, x).t()
 
 
 class AveragedWindow(nn.Module):
@@ -60,14 +79,13 @@ class AveragedWindow(nn.Module):
 
     def averaged(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, 49, C / heads)."""
-        rows = mirrored(x.shape[2], SIDE, self.dilation, x.device)
-        cols = mirrored(x.shape[3], SIDE, self.dilation, x.device)
-        taps = x.index_select(2, rows).index_select(3, cols)
-        taps = taps.reshape(-1, SIDE, rows.shape[0] // SIDE, SIDE, cols.shape[0] // SIDE)
+        taps, windows = window_taps((x.shape[2], x.shape[3]), self.dilation, x.device)
         width = x.shape[1] // self.num_heads
-        taps = taps.transpose(2, 3).reshape(x.shape[0] * self.num_heads, width, SIDE * SIDE, -1)
-        runs = taps.permute(0, 2, 3, 1).reshape(x.shape[0], self.num_heads, SIDE * SIDE, width, -1)
-        return runs.mean(4)
+        positions = (
+            x.unflatten(1, (self.num_heads, width)).flatten(0, 1).flatten(2).transpose(1, 2)
+        )  # (B * heads, N, D)
+        runs = positions.index_select(1, taps).flatten(1).unflatten(1, (SIDE * SIDE, windows * width))
+        return run_means(runs, width).unflatten(0, (-1, self.num_heads))
 
 
 @register_notrace_module

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...kernels.halo_attention import halo_attention
 from ..geometry import Size, num_heads_for
 from ..tables import SignedRelativeBias
-from .window import clamped
+from .window import masked
 
 
 @register_notrace_module
@@ -43,6 +43,6 @@ class HaloAttention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        window = clamped(self.window, (x.shape[-2], x.shape[-1]))
+        window = masked(self.window, (x.shape[-2], x.shape[-1]))
         bias = self.bias(window, self.halo)
         return self.proj(halo_attention(self.qkv(x), self.num_heads, window, self.halo, self.scale, bias))

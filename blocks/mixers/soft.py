@@ -61,11 +61,9 @@ class Landmarks(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, dim = x.shape[0], self.head_dim
-        padded = pad_to_windows(x, (self.ratio, self.ratio))
-        heads = padded.reshape(-1, dim, padded.shape[-2], padded.shape[-1])  # (B * heads, D, H, W)
-        landmarks = self.act(self.norm(self.conv(heads))).flatten(2).transpose(1, 2)
-        return landmarks.reshape(batch, -1, landmarks.shape[1], dim)
+        heads = x.unflatten(1, (-1, self.head_dim))  # (B, heads, D, H, W)
+        landmarks = self.act(self.norm(self.conv(pad_to_windows(heads.flatten(0, 1), (self.ratio, self.ratio)))))
+        return landmarks.flatten(2).transpose(1, 2).unflatten(0, (-1, heads.shape[1]))
 
 
 class SoftAttention(nn.Module):

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ...kernels.dispatch import known
 from ...kernels.window_attention import window_attention
+from ...kernels.windows import num_windows
 from ..geometry import Size, num_heads_for
 from ..tables import ContinuousBias, SignedRelativeBias
 
@@ -22,10 +24,24 @@ def clamped(window: int, size: Size) -> Size:
     return min(window, size[0]), min(window, size[1])
 
 
+def masked(window: int, size: Size) -> Size:
+    """`clamped`, but whole where a graph leaves a side open: padding, which is masked, fills a window just as well."""
+    height, width = (min(window, n) if known(n) else window for n in size)
+    return height, width
+
+
 def shifts(window: int, size: Size, index: int) -> Size:
     """How far the windows of block ``index`` are moved: half a window in odd blocks, along sides longer than one."""
     by = window // 2 if index % 2 else 0
-    return by * (size[0] > window), by * (size[1] > window)
+    return by * several(window, size[0]), by * several(window, size[1])
+
+
+def several(window: int, length: int) -> int:
+    """1 where an axis is longer than one window, else 0; without a branch, as ``length`` may be a symbol of a graph."""
+    if known(length):
+        return int(length > window)
+    count = num_windows(length, window)
+    return 2 * (count - 1) // count
 
 
 @register_notrace_module
@@ -62,7 +78,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
-        window = clamped(self.window, size)
+        window = masked(self.window, size)
         shift = shifts(self.window, size, self.index)
         out = window_attention(self.qkv(x), self.num_heads, window, self.scale, self.bias(window), shift)
         return self.proj(out)
