@@ -52,19 +52,25 @@ def region_means(x: Tensor, region: Size) -> Tensor:
     else:
         bands = padded.unflatten(2, (rows, h)).sum(3, dtype=dtype)  # (B, C, rows, W)
         sums = bands.unflatten(3, (cols, w)).sum(4).flatten(2).transpose(1, 2)
-    if padded is x:
-        return sums / (h * w)
+    return sums / (h * w if padded is x else _real((x.shape[2], x.shape[3]), region, sums))
+
+
+def _real(size: Size, region: Size, like: Tensor) -> Tensor:
+    """(R, 1) number of tokens of every region that are on the map."""
     down, across = (
-        (length - torch.arange(count, device=x.device) * side).clamp(max=side)
-        for length, count, side in zip(x.shape[-2:], (rows, cols), region, strict=True)
+        (length - torch.arange(-(-length // side), device=like.device) * side).clamp(max=side)
+        for length, side in zip(size, region, strict=True)
     )
-    return sums / (down[:, None] * across).reshape(-1, 1)
+    return (down[:, None] * across).reshape(-1, 1)
 
 
 def routed_regions(q: Tensor, k: Tensor, region: Size, topk: int | None) -> Tensor:
     """(B, R, topk) int64: the regions that each region attends to, best first; all of them where there are no more."""
     with without_autocast(q.device.type):
-        scores = region_means(q.detach(), region) @ region_means(k.detach(), region).transpose(1, 2)
+        return _best(region_means(q.detach(), region) @ region_means(k.detach(), region).transpose(1, 2), topk)
+
+
+def _best(scores: Tensor, topk: int | None) -> Tensor:
     count = scores.shape[-1]
     return scores.topk(count if topk is None else min(topk, count), dim=-1).indices
 
@@ -131,28 +137,41 @@ def _whole(out: Tensor, region: Size, size: Size) -> Tensor:
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:
     size, widths = (q.shape[-2], q.shape[-1]), (k.shape[1], v.shape[1])
-    rows = _rows(routed_regions(q, k, region, topk))
-    q, k, v = (pad_to_regions(x, region) for x in (q, k, v))
-    queries = to_tokens(q, region)
-    if k.stride(1) == v.stride(1) == 1:  # the channels of a token are adjacent in memory: it is read where it is
-        sources, places = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in (k, v)], _places(k, region)
-    else:
-        sources, places = [to_tokens(x, region).flatten(1) for x in (k, v)], None
+    queries = to_tokens(pad_to_regions(q, region), region)  # (B * R, T, C)
+    joined = _joined(k, v)
+    sources = [to_tokens(pad_to_regions(x, region), region) for x in ((k, v) if joined is None else (joined,))]
+    rows = _rows(_routes(queries, sources[0][..., : widths[0]], size, region, topk))
     gathered = rows.shape[1] * queries.shape[1] * sum(widths)  # elements for one region
     step, parts = max(1, GATHERED_AT_ONCE // gathered), []
     for some, chosen in zip(queries.split(step), rows.split(step), strict=True):
-        index = (chosen if places is None else places[chosen]).flatten()
-        found = (x.index_select(0, index).view(len(some), -1, n) for x, n in zip(sources, widths, strict=True))
-        keys, values = (_heads(x, num_heads) for x in found)
+        found = [x.flatten(1).index_select(0, chosen.flatten()).view(len(some), -1, x.shape[2]) for x in sources]
+        keys, values = (_heads(x, num_heads) for x in (found[0].split(widths, 2) if len(found) == 1 else found))
         parts.append(F.scaled_dot_product_attention(_heads(some, num_heads), keys, values, scale=scale))
     return _whole(parts[0] if len(parts) == 1 else torch.cat(parts), region, size)
 
 
-def _places(x: Tensor, region: Size) -> Tensor:
-    """(B * R, T) number in the batch of every token of every region of the map ``x``."""
-    batch, _, height, width = x.shape
-    numbers = torch.arange(batch * height * width, device=x.device).view(batch, 1, height, width)
-    return to_tokens(numbers, region).squeeze(2)
+def _joined(k: Tensor, v: Tensor) -> Tensor | None:
+    """The channels-last map of which ``k`` and then ``v`` are the channels, if there is one: it is copied in one go."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)):
+        return None
+    channels = k.shape[1] + v.shape[1]
+    if k.stride() != v.stride() or k.stride(1) != 1 or k.stride(3) < channels:
+        return None
+    same = k.untyped_storage()._cdata == v.untyped_storage()._cdata
+    if not same or v.storage_offset() - k.storage_offset() != k.shape[1]:
+        return None
+    return k.as_strided((k.shape[0], channels, *k.shape[2:]), k.stride())
+
+
+def _routes(queries: Tensor, keys: Tensor, size: Size, region: Size, topk: int | None) -> Tensor:
+    """`routed_regions` of tokens (B * R, T, C): sums serve as means, as all queries of a region have one count."""
+    rows, cols = (-(-n // side) for n, side in zip(size, region, strict=True))
+    dtype = queries.dtype if queries.dtype == torch.float64 else torch.float32
+    with torch.no_grad(), without_autocast(queries.device.type):
+        q, k = (x.sum(1, dtype=dtype).unflatten(0, (-1, rows * cols)) for x in (queries, keys))
+        if rows * region[0] != size[0] or cols * region[1] != size[1]:
+            k = k / _real(size, region, k)
+        return _best(q @ k.transpose(1, 2), topk)
 
 
 def _whole_map(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_heads: int, scale: float) -> Tensor:

@@ -192,7 +192,7 @@ def _tiled(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> 
 def _tiled_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> str | None:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, landmarks, v)):
         return "tiles keep nothing for a backward pass"
-    if q[..., 0].numel() * landmarks.shape[-2] <= WHOLE:
+    if q.numel() // q.shape[-1] * landmarks.shape[-2] <= WHOLE:
         return "a kernel this small is faster whole"
     return _channel_major_unsupported(q, landmarks, v)
 

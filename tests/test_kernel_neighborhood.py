@@ -96,10 +96,11 @@ def test_outputs_and_gradients(case: tuple[int, ...], candidate: Candidate, batc
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("candidate", CPU, ids=lambda c: c.name)
+@pytest.mark.parametrize("batch", (1, 3))
 @pytest.mark.parametrize("case", CASES[2:6], ids=str)
-def test_lower_precision(case: tuple[int, ...], candidate: Candidate, dtype: torch.dtype) -> None:
+def test_lower_precision(case: tuple[int, ...], batch: int, candidate: Candidate, dtype: torch.dtype) -> None:
     """Against the reference in float64 on the same rounded inputs, outputs and gradients."""
-    tensors = inputs(case, 3, True, dtype)
+    tensors = inputs(case, batch, True, dtype)
     exact = [t.detach().double().requires_grad_() for t in tensors]
     out, wanted = candidate.run(*tensors[:3], *case[2:], SCALE, tensors[3]), reference(exact, case)
     assert out.dtype == dtype and rel_err(out, wanted) < TOLERANCE[dtype]
