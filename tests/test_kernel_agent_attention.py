@@ -86,7 +86,7 @@ def test_reasons() -> None:
         return AGENT_ATTENTION_OP.explain(q, q, q, torch.zeros(1, 4, agents, 8), 1.0, None, bias)
 
     assert reasons(4000, 49)["sdpa"] is None
-    assert "few" in str(reasons(100, 49)["sdpa"]) and "few" in str(reasons(4000, 9)["sdpa"])
+    assert "few" in str(reasons(4000, 9)["sdpa"])
     assert "adjacent" in str(reasons(4000, 49, strided=True)["sdpa"])
     assert "gradient" in str(reasons(4000, 49, grad=True)["sdpa"])
     assert reasons(100, 9)["channel_major"] is None and reasons(100, 49, strided=True)["channel_major"] is None

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 # its operators are the fastest already; neighborhood attention on MPS is served by tiles, which tensors that have a
 # device without data cannot plan.
 CHOSEN = {
-    "agent_attention": ("reference", "sdpa", "sdpa"),
+    "agent_attention": ("sdpa", "sdpa", "sdpa"),
     "attention": ("sdpa", "sdpa", "sdpa"),
     "bilevel_routing_attention": ("tiled", "triton", "tiled"),
     "depthwise_conv2d": ("channels_last", "triton", "reference"),
