@@ -1,4 +1,4 @@
-"""Which implementation of every op serves which device, a reason for each that does not, and what all have in common."""
+"""Which implementation of each op serves which device, a reason for each that does not, and what all have in common."""
 
 from __future__ import annotations
 
