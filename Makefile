@@ -15,7 +15,7 @@
 VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.mixzoo-installed
-EXTRAS = dev,onnx,train
+EXTRAS = dev,export,train
 PYTHON =
 WORKERS = logical
 # one thread to a worker: two workers with two threads each on two cores are slower than two with one

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels import OPS, Op
 from ..zoo.errors import MixzooError, UnknownNameError
+from ..zoo.timing import geometric_mean, measure, torch_threads
 from .macs import MISSED_BY_TORCH
 from .memory import peak_tensor_memory
-from .timing import geometric_mean, measure, torch_threads
 
 REFERENCE, ALL_TOKENS = "reference", "sdpa, all tokens"
 Step = Callable[[str], object]

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from ..zoo.errors import MixzooError
 from ..zoo.files import atomic_write
+from ..zoo.timing import geometric_mean
 from .run import Row
-from .timing import geometric_mean
 
 RECORD = "timing"
 

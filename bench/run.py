@@ -13,11 +13,11 @@ import torch
 
 from ..zoo.errors import MixzooError, UnknownNameError
 from ..zoo.registry import get_variant
+from ..zoo.timing import Timing, measure, paired_speedup, speedup, torch_threads
 from . import subjects
 from .forms import Form, Subject, example, get_form
 from .macs import count_macs
 from .memory import peak_memory
-from .timing import Timing, measure, paired_speedup, speedup, torch_threads
 
 Step = Callable[[str], object]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .api import export
-from .errors import ExportError, ShapeError, VerificationError
+from .errors import ExportError, IncompleteError, ShapeError, VerificationError
 from .report import Report, render
 from .shapes import parse_batches, parse_sizes
 from .target import TARGETS, get_target
@@ -11,6 +11,7 @@ from .target import TARGETS, get_target
 __all__ = [
     "TARGETS",
     "ExportError",
+    "IncompleteError",
     "Report",
     "ShapeError",
     "VerificationError",

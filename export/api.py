@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ..zoo.errors import MissingExtraError
 from ..zoo.files import atomic_dir
 from . import report as reports
 from .attempt import Job, write
-from .errors import ExportError
+from .errors import ExportError, IncompleteError
 from .prepare import prepare
 from .protocol import Target
 from .report import Report
@@ -43,7 +44,7 @@ def export(
 
     Args:
         model: a module, or a name: the zoo's, or else timm's ("timm:NAME" is always timm's). It is not changed.
-        to: names of targets, see `TARGETS`.
+        to: names of targets, see `TARGETS`; "all" for all of them.
         out: folder for the files, manifest.json and summary.md; "exports/<model's name>" by default. With several
             targets each has a folder of its own in it. A folder that holds another model's export is not mixed with
             it: a sub-folder with the model's name is used.
@@ -65,31 +66,41 @@ def export(
 
     Raises:
         UnknownNameError, UnknownModelError: a target, axis or model that does not exist.
-        MissingExtraError: packages that a target needs are not installed.
+        MissingExtraError: packages that the only target needs are not installed.
         CheckpointError: weights that cannot be had or do not fit.
         ShapeError: sizes or batches that cannot be read.
-        ExportError: a target failed, and left nothing behind; the others were finished.
+        ExportError: a target failed, and left nothing behind. Of several targets the others are finished, and an
+            `IncompleteError` has their reports.
     """
     targets = get_targets(to)
+    if opset is not None and "onnx" not in (target.name for target in targets):
+        raise ExportError(f"opset {opset} is for onnx, which is not among the targets: leave it out.")
     wanted_sizes = None if sizes is None else as_sizes(sizes)
     wanted_batches = as_batches(batches)
     prepared = prepare(model, _file_name(name), checkpoint, pretrained, preprocess, model_options)
-    job = Job(prepared, wanted_sizes or (prepared.native,), wanted_batches, {"opset": opset}, as_axes(dynamic), say)
+    job = Job(
+        prepared, wanted_sizes or (prepared.native,), wanted_batches, {"onnx": {"opset": opset}}, as_axes(dynamic), say
+    )
     root = Path(out) if out is not None else Path("exports") / prepared.name
     done, failed = [], []
     for target in targets:
         try:
             done.append(_export_one(job, target, root / target.name if len(targets) > 1 else root))
-        except ExportError as error:
+        except (ExportError, MissingExtraError) as error:
+            if len(targets) == 1 and isinstance(error, MissingExtraError):
+                raise
             failed.append(f"{prepared.name} could not be exported to {target.name}: {error}")
             if len(targets) == 1:
                 raise ExportError(failed[0]) from error
+            say(failed[-1])
     if failed:
-        raise ExportError(" ".join(failed))
+        raise IncompleteError(" ".join(failed), done)
     return done
 
 
 def _export_one(job: Job, target: Target, folder: Path) -> Report:
+    if reason := target.unavailable():
+        raise MissingExtraError(reason)
     previous = reports.read(folder)
     if previous is not None and _identity(previous) != (job.prepared.name, target.name):
         folder = folder / job.prepared.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from .capture import AXIS_INDEX, Capture, first_cause
 from .errors import ExportError, UnprovableError, VerificationError
+from .latency import Latency, time
 from .numbers import outputs_of, relative_error
 from .prepare import Prepared
 from .protocol import FileFacts, Target
@@ -29,11 +30,13 @@ class Written:
         path: where it is.
         facts: what it says of itself.
         checks: what was seen at each shape.
+        latency: at the first of them.
     """
 
     path: Path
     facts: FileFacts
     checks: tuple[Check, ...]
+    latency: Latency
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Job:
         prepared: the model.
         sizes: (height, width) pairs, pixels.
         batches: batch sizes.
-        options: of the target.
+        options: by name of the target.
         axes: those that may be left open.
         say: told what is being done, in a few words.
     """
@@ -67,7 +70,7 @@ class Job:
     prepared: Prepared
     sizes: tuple[Size, ...]
     batches: tuple[int, ...]
-    options: dict[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
     axes: Axes
     say: Callable[[str], None]
 
@@ -120,14 +123,15 @@ def _write_one(
 ) -> Written:
     job.say(f"{target.name}: writing {path.name} with {describe_axes(axes)}")
     cases = _cases(reference, axes, sizes, batches)
-    capture = Capture(job.prepared.inference, _example(reference, axes, sizes[0], batches[0]), axes)
+    capture = Capture(job.prepared.inference, _example(reference, axes, sizes[0], batches[0]), axes, _greatest(cases))
     _probe(capture, reference)
-    target.export(capture, path, job.options)
+    target.export(capture, path, job.options.get(target.name, {}))
     facts = target.describe(path)
     _check_open(facts, axes)
     job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")
-    checks = verify(reference, target.load(path), cases, takes_one="batch" in axes)
-    return Written(path, facts, tuple(checks))
+    runner = target.load(path, torch.get_num_threads())
+    checks = verify(reference, runner, cases, takes_one="batch" in axes)
+    return Written(path, facts, tuple(checks), time(reference, runner, cases[0]))
 
 
 def _probe(capture: Capture, reference: Reference) -> None:
@@ -175,6 +179,12 @@ def _cases(reference: Reference, axes: Axes, sizes: tuple[Size, ...], batches: t
     if not proofs:
         raise VerificationError(f"the model itself runs at none of {', '.join(map(size_name, proof_sizes(sizes)))}")
     return cases + [Case(2 if "batch" in axes else batches[0], size, asked=False) for size in proofs]
+
+
+def _greatest(cases: Iterable[Case]) -> dict[str, int]:
+    """The greatest batch, height and width of ``cases``."""
+    shapes = [(case.batch, *case.size) for case in cases]
+    return {axis: max(sides) for axis, sides in zip(AXES, zip(*shapes, strict=True), strict=True)}
 
 
 def _check_open(facts: FileFacts, axes: Axes) -> None:

@@ -7,7 +7,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,10 @@ from .errors import ExportError
 from .shapes import Axes
 
 AXIS_INDEX = {"batch": 0, "height": 2, "width": 3}
-_LOUD = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
+_LOUD = (
+    *("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir"),
+    *("executorch", "litert_torch", "openvino", "coremltools"),
+)
 
 
 class Capture:
@@ -28,10 +31,14 @@ class Capture:
         module: in evaluation mode; images (B, C, H, W) -> a tensor, or a tuple or list of tensors.
         example: an input; the axes that are not open get its sizes.
         axes: the open axes.
+        greatest: side of each open axis that a target must take where it plans memory ahead; the example's by default.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor, axes: Axes) -> None:
+    def __init__(
+        self, module: nn.Module, example: Tensor, axes: Axes, greatest: Mapping[str, int] | None = None
+    ) -> None:
         self.module, self.example, self.axes = module, example, axes
+        self.greatest = {axis: max((greatest or {}).get(axis, 0), example.shape[AXIS_INDEX[axis]]) for axis in axes}
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
@@ -40,12 +47,18 @@ class Capture:
         Raises:
             ExportError: torch.export cannot capture the module with these axes open.
         """
-        open_axes = {AXIS_INDEX[axis]: torch.export.Dim.DYNAMIC for axis in self.axes}
+        return self._export({axis: torch.export.Dim.DYNAMIC for axis in self.axes})
+
+    @cached_property
+    def bounded(self) -> torch.export.ExportedProgram:
+        """`program` with open axes that go no further than `greatest`, for targets that plan memory ahead."""
+        return self._export({axis: torch.export.Dim.DYNAMIC(max=self.greatest[axis]) for axis in self.axes})
+
+    def _export(self, axes: Mapping[str, Any]) -> torch.export.ExportedProgram:
+        dims = {AXIS_INDEX[axis]: dim for axis, dim in axes.items()}
         try:
             with quiet(), torch.no_grad():
-                return torch.export.export(
-                    self.module, (self.example,), dynamic_shapes=(open_axes,) if open_axes else None
-                )
+                return torch.export.export(self.module, (self.example,), dynamic_shapes=(dims,) if dims else None)
         except Exception as error:  # torch.export raises many kinds
             raise ExportError(f"torch.export cannot capture the model: {first_cause(error)}") from error
 

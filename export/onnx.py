@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..zoo.errors import UnknownNameError
-from ..zoo.extras import available, require
+from ..zoo.extras import missing, require
 from .capture import Capture, first_cause, quiet
 from .errors import ExportError
+from .options import check_options
 from .protocol import FileFacts
 from .shapes import AXES, Axes
 
@@ -58,15 +58,13 @@ class OnnxTarget:
     suffix = ".onnx"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
     packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
+    runtime = "ONNX Runtime on the CPU"
 
     def unavailable(self) -> str | None:
         """Which packages are missing, with the command that installs them."""
-        missing = [name for name in self.packages if not available(name)]
-        if not missing:
-            return None
-        return f"Exporting to ONNX needs {' and '.join(missing)}: pip install 'mixzoo[{self.extra}]'"
+        return missing(self.extra, "Exporting to ONNX")
 
-    def export(self, capture: Capture, path: Path, options: dict[str, Any]) -> None:
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`. Weights stay in the file unless they exceed 2 GB."""
         opset = _opset(options)
         require("onnxscript", extra="onnx")
@@ -82,9 +80,9 @@ class OnnxTarget:
         except Exception as error:  # the exporter and onnxscript each raise many kinds
             raise ExportError(f"torch.onnx cannot write the model: {first_cause(error)}") from error
 
-    def load(self, path: Path) -> OnnxRunner:
+    def load(self, path: Path, threads: int | None = None) -> OnnxRunner:
         """The file in ONNX Runtime."""
-        return OnnxRunner(path)
+        return OnnxRunner(path, threads)
 
     def describe(self, path: Path) -> FileFacts:
         """What the file says of itself, after ONNX's checker and shape inference."""
@@ -94,10 +92,8 @@ class OnnxTarget:
         return describe(path)
 
 
-def _opset(options: dict[str, Any]) -> int | None:
-    for option in options:
-        if option != "opset":
-            raise UnknownNameError("option of the onnx target", option, ["opset"], "It takes opset.")
+def _opset(options: Mapping[str, Any]) -> int | None:
+    check_options("onnx", options, ["opset"])
     opset = options.get("opset")
     if opset is None or 18 <= opset <= _newest_opset():
         return opset

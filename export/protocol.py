@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,29 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Delegated:
+    """How much of a file the runtime's accelerated partition takes; the rest runs in plain kernels.
+
+    Attributes:
+        to: the partition, such as "XNNPACK".
+        nodes: in it.
+        parts: how many pieces those are in; every border between pieces costs.
+        rest: operators outside of it with their counts, most frequent first.
+    """
+
+    to: str
+    nodes: int
+    parts: int
+    rest: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Of all nodes, between 0 and 1."""
+        total = self.nodes + sum(self.rest.values())
+        return self.nodes / total if total else 0.0
+
+
+@dataclass(frozen=True)
 class FileFacts:
     """What a written file says of itself, read back from disk.
 
@@ -43,6 +66,7 @@ class FileFacts:
         operators: how many nodes of each operator it has, most frequent first.
         max_rank: number of axes of the greatest tensor, intermediate ones included.
         unranked: tensors whose number of axes is not known before it runs.
+        delegated: what its accelerated partition takes; None where the runtime has none or does not tell.
         extra: what only this format has, such as ONNX's opset.
     """
 
@@ -51,6 +75,7 @@ class FileFacts:
     operators: dict[str, int]
     max_rank: int
     unranked: int = 0
+    delegated: Delegated | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +88,7 @@ class Target(Protocol):
         suffix: of the file that it writes, with the dot.
         axes: the sets of axes that it can leave open, widest first, the empty one last.
         packages: distributions whose versions belong in a manifest.
+        runtime: what runs a file here, in words.
     """
 
     name: str
@@ -70,17 +96,18 @@ class Target(Protocol):
     suffix: str
     axes: Sequence[Axes]
     packages: Sequence[str]
+    runtime: str
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write or run it, in one sentence with the remedy; None where it can."""
         ...
 
-    def export(self, capture: Capture, path: Path, options: dict[str, Any]) -> None:
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write a model.
 
         Args:
             capture: the model, an example of its input, and the axes to leave open, one set of `axes`.
-            path: the file to write; companions such as weight files go beside it and begin with its name and a dot.
+            path: the file to write; companions such as weight files go beside it, under its name with another suffix.
             options: of this target; an unknown one is an error.
 
         Raises:
@@ -88,8 +115,8 @@ class Target(Protocol):
         """
         ...
 
-    def load(self, path: Path) -> Runner:
-        """The file at ``path`` in its runtime."""
+    def load(self, path: Path, threads: int | None = None) -> Runner:
+        """The file at ``path`` in its runtime, on ``threads`` threads where it lets one choose; its own by default."""
         ...
 
     def describe(self, path: Path) -> FileFacts:

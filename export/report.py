@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Outcome, Written, describe_axes
+from .latency import Latency
 from .prepare import Prepared, sha256
-from .protocol import Target, TensorInfo
+from .protocol import Delegated, Target, TensorInfo
 from .shapes import Axes, size_name
 from .verify import CONTROL, CONTROL_MARGIN, TOLERANCE, Check
 
@@ -70,6 +71,7 @@ def manifest(prepared: Prepared, target: Target, outcome: Outcome, precision: st
     return {
         "model": prepared.name,
         "target": target.name,
+        "run_by": target.runtime,
         "precision": precision,
         "form": prepared.form,
         "weights": prepared.weights,
@@ -105,7 +107,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def _artifact(written: Written) -> dict[str, Any]:
     path, facts = written.path, written.facts
-    companions = sorted(p for p in path.parent.iterdir() if p != path and p.name.startswith(f"{path.name}."))
+    companions = sorted(p for p in path.parent.iterdir() if p != path and p.name.startswith(f"{path.stem}."))
     return {
         "file": path.name,
         "bytes": path.stat().st_size,
@@ -117,8 +119,28 @@ def _artifact(written: Written) -> dict[str, Any]:
         "operators": facts.operators,
         "max_rank": facts.max_rank,
         "unranked_tensors": facts.unranked,
+        "delegated": _delegated(facts.delegated),
         "checks": [_check(c) for c in written.checks],
+        "latency": _latency(written.latency),
     }
+
+
+def _latency(latency: Latency) -> dict[str, Any]:
+    return {
+        "batch": latency.case.batch,
+        "height": latency.case.size[0],
+        "width": latency.case.size[1],
+        "threads": latency.threads,
+        "file_ms": round(latency.file_ms, 3),
+        "torch_deploy_ms": round(latency.torch_ms, 3),
+        "times_faster": round(latency.ratio, 3),
+    }
+
+
+def _delegated(part: Delegated | None) -> dict[str, Any] | None:
+    if part is None:
+        return None
+    return {"to": part.to, "share": round(part.share, 4), "nodes": part.nodes, "parts": part.parts, "rest": part.rest}
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:
@@ -190,6 +212,7 @@ def render(report: Report) -> RenderableType:
             table.add_column(title, justify="right")
         for check in item["checks"]:
             table.add_row(*_row(check))
+        table.caption = "\n".join(f"{label}: {value}" for label, value in (*_delegation(item), *_speed(item)))
         tables.append(table)
     return Group(*tables)
 
@@ -209,6 +232,7 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{content['model']}, {content['parameters'] / 1e6:.2f} M parameters, {content['form']}"),
         ("weights", content["weights"]),
         ("target", f"{content['target']}, {content['precision']}" + _opset(content)),
+        ("run by", content["run_by"]),
         ("input", f"{pre['input']}, float32; mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"),
         ("axes", describe_axes(tuple(content["dynamic_axes"]))),
         ("greatest error", f"{content['error']:.1e}"),
@@ -225,7 +249,26 @@ def _artifact_facts(item: dict[str, Any]) -> list[tuple[str, str]]:
         ("inputs", "; ".join(_signature(t) for t in item["inputs"])),
         ("outputs", "; ".join(_signature(t) for t in item["outputs"])),
         (f"{item['nodes']} operators", operators),
+        *_delegation(item),
+        *_speed(item),
     ]
+
+
+def _speed(item: dict[str, Any]) -> list[tuple[str, str]]:
+    t = item["latency"]
+    where = f"batch {t['batch']}, {size_name((t['height'], t['width']))}, {t['threads']} threads"
+    ratio = t["times_faster"]
+    verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
+    return [("time", f"{t['file_ms']:.2f} ms ({where}); PyTorch deploy form {t['torch_deploy_ms']:.2f} ms: {verdict}")]
+
+
+def _delegation(item: dict[str, Any]) -> list[tuple[str, str]]:
+    """In words what the accelerated partition takes; nothing where the runtime has none."""
+    if not (part := item["delegated"]):
+        return []
+    rest = ", ".join(f"{name} {count}" for name, count in part["rest"].items()) or "nothing"
+    taken = f"{part['share']:.0%} of the nodes in {part['parts']} part{'s' * (part['parts'] != 1)}"
+    return [(f"in {part['to']}", f"{taken}; outside: {rest}")]
 
 
 def _opset(content: dict[str, Any]) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..zoo.errors import MissingExtraError, UnknownNameError
+from ..zoo.errors import UnknownNameError
 from .onnx import OnnxTarget
 from .protocol import FileFacts, Runner, Target, TensorInfo
+from .runtimes.executorch import ExecuTorchTarget
+from .runtimes.litert import LiteRtTarget
+from .runtimes.openvino import OpenVinoTarget
 
 __all__ = ["TARGETS", "FileFacts", "Runner", "Target", "TensorInfo", "get_target", "get_targets"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (OnnxTarget(),)}
+_ALL: tuple[Target, ...] = (OnnxTarget(), OpenVinoTarget(), LiteRtTarget(), ExecuTorchTarget())
+TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 
 def get_target(name: str) -> Target:
@@ -20,20 +24,17 @@ def get_target(name: str) -> Target:
         UnknownNameError: no such target; the message has near names.
     """
     if name not in TARGETS:
-        raise UnknownNameError("export target", name, TARGETS, f"Targets: {', '.join(TARGETS)}.")
+        raise UnknownNameError("export target", name, TARGETS, f"Targets: {', '.join(TARGETS)}; all means all.")
     return TARGETS[name]
 
 
 def get_targets(names: str | Sequence[str]) -> list[Target]:
-    """The targets called ``names`` ("onnx,..." or a list), each once, all of them able to work here.
+    """The targets called ``names`` ("onnx,..." or a list), each once; "all" is all of them.
 
     Raises:
         UnknownNameError: no such target.
-        MissingExtraError: what one of them needs is not installed.
     """
     listed = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
-    targets = [get_target(name) for name in dict.fromkeys(listed)]
-    for target in targets:
-        if reason := target.unavailable():
-            raise MissingExtraError(reason)
-    return targets
+    if "all" in listed:
+        return list(TARGETS.values())
+    return [get_target(name) for name in dict.fromkeys(listed)]

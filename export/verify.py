@@ -16,11 +16,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..blocks.deploy import deploy
 from .errors import UnprovableError, VerificationError
 from .images import normalized, synthetic_image
 from .numbers import Outputs, least_difference, outputs_of, relative_error
@@ -74,6 +76,11 @@ class Reference:
         self.prepared = prepared
         self._outputs: dict[tuple[Size, int], Outputs] = {}
         self._double: nn.Module | None = None
+
+    @cached_property
+    def deployed(self) -> nn.Module:
+        """PyTorch's own deploy form, what a file's speed is compared with."""
+        return deploy(self.prepared.original)
 
     def image(self, size: Size, index: int) -> Tensor:
         """Image ``index`` of a size as the model takes it, float32 (1, C, H, W)."""

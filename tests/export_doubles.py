@@ -43,7 +43,7 @@ class ProgramRunner:
 class ProgramTarget:
     """A target that saves the captured graph."""
 
-    name, extra, suffix, packages = "program", "none", ".pt2", ()
+    name, extra, suffix, packages, runtime = "program", "none", ".pt2", (), "torch"
     axes = (AXES, ("batch",), ())
 
     def __init__(self, damage: Damage = lambda outputs: outputs) -> None:
@@ -56,7 +56,7 @@ class ProgramTarget:
         torch.export.save(capture.program, path)
         self.shape = tuple(a if a in capture.axes else n for a, n in zip(_AXES, capture.example.shape, strict=True))
 
-    def load(self, path: Path) -> ProgramRunner:
+    def load(self, path: Path, threads: int | None = None) -> ProgramRunner:
         return ProgramRunner(path, self.damage)
 
     def describe(self, path: Path) -> FileFacts:

@@ -15,9 +15,9 @@ from mixzoo.bench.machine import describe_machine
 from mixzoo.bench.macs import count_macs
 from mixzoo.bench.memory import peak_memory
 from mixzoo.bench.plot import plot
-from mixzoo.bench.timing import Timing, geometric_mean, measure, paired_speedup, percentile, speedup, torch_threads
 from mixzoo.zoo.errors import MixzooError, UnknownModelError, UnknownNameError
 from mixzoo.zoo.registry import create_model, get_variant
+from mixzoo.zoo.timing import Timing, geometric_mean, measure, paired_speedup, percentile, speedup, torch_threads
 from torch import nn
 
 QUICK = run.Settings(forms=("eager", "deploy"), size=(64, 96), threads=1, rounds=2, memory=False)

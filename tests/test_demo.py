@@ -15,13 +15,13 @@ import pytest
 import torch
 from mixzoo import deploy
 from mixzoo.bench.subjects import relative_error
-from mixzoo.bench.timing import Timing
 from mixzoo.train import demo, load_recipe, load_run
 from mixzoo.train.checkpoint import build_model
 from mixzoo.train.data import Data, digits
 from mixzoo.train.demo import DemoError, run_demo
 from mixzoo.train.demo_report import PICTURE, REPORT, FormResult, Outcome, write_picture
 from mixzoo.zoo.fill import fill_
+from mixzoo.zoo.timing import Timing
 from rich.console import Console
 
 SHORT = (

@@ -17,12 +17,12 @@ from export_doubles import (
     stage,
 )
 from mixzoo.export import ExportError, ShapeError, export
-from mixzoo.export import onnx as onnx_target
 from mixzoo.export.numbers import relative_error
 from mixzoo.export.prepare import prepare
 from mixzoo.export.shapes import parse_batches, parse_sizes
 from mixzoo.export.steady import ROUNDING, fill_steadily_, rounding
 from mixzoo.export.target import TARGETS
+from mixzoo.zoo import extras
 from mixzoo.zoo.errors import CheckpointError, MissingExtraError, UnknownModelError, UnknownNameError
 from mixzoo.zoo.fill import fill_
 from torch import nn
@@ -77,7 +77,7 @@ def test_unknown_names_are_told_near_ones(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_target, "available", lambda package: package == "onnx")
+    monkeypatch.setattr(extras, "available", lambda package: package == "onnx")
     remedy = re.escape("needs onnxscript and onnxruntime: pip install 'mixzoo[onnx]'")
     with pytest.raises(MissingExtraError, match=remedy):
         export(small(), out=tmp_path)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixzoo.bench.timing import torch_threads
 from mixzoo.train import DivergedError, Recipe, RecipeError, TrainResult, list_recipes, load_recipe, load_run, train
 from mixzoo.train.data import augment, batches, digits, load_data, normalise
 from mixzoo.train.engine import accuracy, predict_logits
 from mixzoo.train.recipe import AugmentRecipe, override, valid_keys
 from mixzoo.zoo.errors import CheckpointError, MixzooError, UnknownNameError
+from mixzoo.zoo.timing import torch_threads
 from rich.console import Console
 from torch import nn
 

@@ -21,13 +21,13 @@ from ..bench.machine import describe_machine
 from ..bench.macs import count_macs
 from ..bench.memory import peak_tensor_memory
 from ..bench.report import describe, number
-from ..bench.timing import measure, torch_threads
 from ..blocks.deploy import deploy
 from ..blocks.mixers import MIXERS
 from ..zoo.errors import CheckpointError, MixzooError, UnknownNameError
 from ..zoo.extras import require
 from ..zoo.files import atomic_write
 from ..zoo.registry import get_variant
+from ..zoo.timing import measure, torch_threads
 from .checkpoint import RECORD, Trained, load_run
 from .engine import train
 from .recipe import Recipe, load_recipe, override

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ..bench.forms import Subject, get_form
 from ..bench.machine import describe_machine
 from ..bench.subjects import relative_error
-from ..bench.timing import measure, torch_threads
 from ..blocks.deploy import deploy
 from ..export import Report, export, get_target
 from ..zoo.errors import MixzooError
+from ..zoo.timing import measure, torch_threads
 from .checkpoint import LOG, RECORD, WEIGHTS, Trained, load_run
 from .demo_report import PICTURE, REPORT, FormResult, Outcome, write_picture, write_report
 from .engine import TrainResult, predict_logits, train

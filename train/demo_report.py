@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bench.timing import Timing, speedup
 from ..export import Report
 from ..zoo.extras import require
 from ..zoo.files import atomic_path, atomic_write
+from ..zoo.timing import Timing, speedup
 from .checkpoint import LOG, RECORD, WEIGHTS
 from .data import Data
 from .engine import TrainResult

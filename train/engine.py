@@ -22,8 +22,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from ..bench.timing import torch_threads
 from ..zoo.errors import MixzooError
+from ..zoo.timing import torch_threads
 from .checkpoint import LOG, Epoch, EpochLog, build_model, save_run
 from .data import Data, Split, augment, batches, load_data, normalise
 from .progress import TrainProgress

@@ -191,7 +191,7 @@ def _run_folder(checkpoint: Path | None) -> Path | None:
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A model's name; timm:NAME is timm's own.", show_default=False)],
-    to: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = "onnx",
+    to: Annotated[str, typer.Option(help="Runtimes, separated by commas, or all.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="Folder for the files; exports/MODEL by default.")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = False,
@@ -202,8 +202,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
+    from ..export import IncompleteError, render
     from ..export import export as write
-    from ..export import render
 
     asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset}
     if _run_folder(checkpoint):
@@ -211,13 +211,19 @@ def export(
     else:
         asked |= {"model": model, "checkpoint": checkpoint, "pretrained": pretrained}
         asked |= {"model_options": _options_of(model, checkpoint)} if checkpoint else {}
+    failure = None
     with progress() as step:
-        reports = write(to=_split(to), out=out, sizes=sizes or None, batches=batches, say=step, **asked)
+        try:
+            reports = write(to=_split(to), out=out, sizes=sizes or None, batches=batches, say=step, **asked)
+        except IncompleteError as error:
+            reports, failure = error.reports, error
     if as_json:
         show_json([{"folder": str(report.folder), **report.manifest} for report in reports])
     else:
         for report in reports:
             show(render(report))
+    if failure:
+        raise failure
 
 
 def _options_of(model: str, checkpoint: Path) -> dict[str, int]:

@@ -11,6 +11,9 @@ from .errors import MissingExtraError
 # extra -> the packages (import names) that it brings
 EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "litert": ("litert_torch", "ai_edge_litert"),
+    "executorch": ("executorch",),
     "train": ("sklearn", "matplotlib", "pydantic"),
 }
 
@@ -18,6 +21,17 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 def available(package: str) -> bool:
     """Whether ``package`` (an import name) can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def missing(extra: str, doing: str) -> str | None:
+    """Which packages of ``extra`` are not installed, with the command that installs them; None where all are there.
+
+    Args:
+        extra: a key of `EXTRAS`.
+        doing: what needs them, as the beginning of the sentence: "Exporting to ONNX".
+    """
+    absent = [name for name in EXTRAS[extra] if not available(name)]
+    return f"{doing} needs {' and '.join(absent)}: pip install 'mixzoo[{extra}]'" if absent else None
 
 
 def require(package: str, extra: str) -> ModuleType:

@@ -1,0 +1,140 @@
+"""ExecuTorch: ``.pte`` lowered to XNNPACK from a `torch.export` graph, run by ExecuTorch's Python runtime.
+
+Memory is planned before it runs, so that an open axis has a greatest side, which is the greatest it is verified at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...zoo.extras import missing, require
+from ..capture import AXIS_INDEX, Capture, first_cause, quiet
+from ..errors import ExportError
+from ..options import check_options
+from ..protocol import FileFacts
+from ..shapes import AXES, Axes
+
+
+class ExecuTorchRunner:
+    """A ``.pte`` file in ExecuTorch's runtime; its thread pool has as many threads as the machine has cores."""
+
+    def __init__(self, path: Path) -> None:
+        runtime = require("executorch.runtime", extra="executorch")
+        self.program = runtime.Runtime.get().load_program(path)  # the method is gone when its program is
+        self.method = self.program.load_method("forward")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output."""
+        outputs = self.method.execute([torch.from_numpy(np.ascontiguousarray(x))])
+        return [output.numpy().copy() for output in outputs]  # the runtime writes the next ones over them
+
+
+class ExecuTorchTarget:
+    """``.pte`` files for the XNNPACK backend. It has no options."""
+
+    name = "executorch"
+    extra = "executorch"
+    suffix = ".pte"
+    axes: Sequence[Axes] = (AXES, ())
+    packages: Sequence[str] = ("executorch",)
+    runtime = "ExecuTorch with XNNPACK on the CPU"
+
+    def unavailable(self) -> str | None:
+        """Which package is missing, with the command that installs it."""
+        return missing(self.extra, "Exporting to ExecuTorch")
+
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
+        """Write ``capture``; see `Target.export`."""
+        check_options(self.name, options)
+        require("executorch", extra=self.extra)
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        try:
+            with quiet(), torch.no_grad(), flatc():
+                program = capture.bounded.run_decompositions(_decompositions())
+                lowered = to_edge_transform_and_lower(
+                    program, partitioner=[XnnpackPartitioner()], constant_methods=_bounds(capture)
+                )
+                _check_open(lowered.exported_program(), capture)
+                path.write_bytes(lowered.to_executorch().buffer)
+        except ExportError:
+            raise
+        except Exception as error:  # the compiler raises many kinds
+            raise ExportError(f"ExecuTorch cannot lower the model: {first_cause(error)}") from error
+
+    def load(self, path: Path, threads: int | None = None) -> ExecuTorchRunner:
+        """The file in ExecuTorch's runtime, whose number of threads cannot be chosen from Python."""
+        return ExecuTorchRunner(path)
+
+    def describe(self, path: Path) -> FileFacts:
+        """What the file says of itself: its kernels, and the nodes in its XNNPACK parts."""
+        require("executorch", extra=self.extra)
+        from .executorch_facts import describe
+
+        with flatc():
+            return describe(path, GREATEST)
+
+
+def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None:
+    """See that lowering left open what the captured graph has open: it takes the batch of attention for constant."""
+    image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    baked = [axis for axis in capture.axes if isinstance(image.meta["val"].shape[AXIS_INDEX[axis]], int)]
+    if baked:
+        raise ExportError(f"ExecuTorch took {' and '.join(baked)} for constant")
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Core ATen, and group norm in its parts: ExecuTorch's own takes the batch for constant, and XNNPACK has none."""
+    return {**torch.export.default_decompositions(), torch.ops.aten.native_group_norm.default: _group_norm}
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``aten.native_group_norm``: the map (N, C, ...), and mean and reciprocal deviation (N, groups)."""
+    rows = x.reshape(x.shape[0], groups, -1)
+    mean = rows.mean(-1, keepdim=True)
+    centred = rows - mean
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    out = (centred * rstd).reshape(x.shape)
+    per_channel = (1, c, *(1,) * (x.ndim - 2))
+    out = out if weight is None else out * weight.reshape(per_channel)
+    out = out if bias is None else out + bias.reshape(per_channel)
+    return out, mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def _bounds(capture: Capture) -> dict[str, int] | None:
+    """What the file says of its open axes when it is asked: methods ``greatest_batch`` and so on, without arguments."""
+    return {f"{GREATEST}{axis}": side for axis, side in capture.greatest.items()} or None
+
+
+GREATEST = "greatest_"
+
+
+@contextmanager
+def flatc() -> Iterator[None]:
+    """Let ExecuTorch find the compiler of its file format, which it has but looks for on the PATH."""
+    if _FLATC in os.environ or not (own := files("executorch") / "data" / "bin" / "flatc").is_file():
+        yield
+        return
+    os.environ[_FLATC] = str(own)
+    try:
+        yield
+    finally:
+        del os.environ[_FLATC]
+
+
+_FLATC = "FLATC_EXECUTABLE"

@@ -1,0 +1,126 @@
+"""LiteRT, once TensorFlow Lite: ``.tflite`` converted by litert_torch, run by LiteRT's interpreter with XNNPACK.
+
+Every axis is fixed: litert_torch 0.10 cannot lower a view whose shape follows from an open axis, and every classifier
+has one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...zoo.extras import missing, require
+from ..capture import Capture, first_cause, quiet
+from ..errors import ExportError
+from ..options import check_options
+from ..protocol import Delegated, FileFacts, TensorInfo
+from ..shapes import Axes
+
+_DELEGATE = "DELEGATE"
+
+
+class LiteRtRunner:
+    """A ``.tflite`` file in LiteRT's interpreter.
+
+    Args:
+        path: the file.
+        threads: that it may use; the interpreter's choice by default.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.interpreter = _interpreter(path, threads)
+        self.input = self.interpreter.get_input_details()[0]["index"]
+        self.output_indices = [output["index"] for output in _outputs(self.interpreter).values()]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output."""
+        self.interpreter.set_tensor(self.input, np.ascontiguousarray(x))
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(index) for index in self.output_indices]
+
+
+class LiteRtTarget:
+    """``.tflite`` files. It has no options."""
+
+    name = "litert"
+    extra = "litert"
+    suffix = ".tflite"
+    axes: Sequence[Axes] = ((),)
+    packages: Sequence[str] = ("litert-torch", "ai-edge-litert")
+    runtime = "LiteRT with XNNPACK on the CPU"
+
+    def unavailable(self) -> str | None:
+        """Which packages are missing, with the command that installs them."""
+        return missing(self.extra, "Exporting to LiteRT")
+
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
+        """Write ``capture``; see `Target.export`."""
+        check_options(self.name, options)
+        litert_torch = require("litert_torch", extra=self.extra)
+        try:
+            with quiet(), torch.no_grad():
+                litert_torch.convert(capture.module, (capture.example,)).export(str(path))
+        except Exception as error:  # the converter raises many kinds
+            raise ExportError(f"litert_torch cannot convert the model: {first_cause(error)}") from error
+
+    def load(self, path: Path, threads: int | None = None) -> LiteRtRunner:
+        """The file in LiteRT's interpreter."""
+        return LiteRtRunner(path, threads)
+
+    def describe(self, path: Path) -> FileFacts:
+        """What the file says of itself, and what XNNPACK takes of it on this machine."""
+        interpreter = _interpreter(path)
+        nodes = interpreter._get_ops_details()
+        operators = Counter(node["op_name"] for node in nodes if node["op_name"] != _DELEGATE)
+        return FileFacts(
+            inputs=(_info(interpreter.get_input_details()[0], "image"),),
+            outputs=tuple(_info(details, name) for name, details in _outputs(interpreter).items()),
+            operators=dict(operators.most_common()),
+            max_rank=max(len(tensor["shape"]) for tensor in interpreter.get_tensor_details()),
+            delegated=_delegated(nodes),
+        )
+
+
+def _interpreter(path: Path, threads: int | None = None) -> Any:
+    require("ai_edge_litert", extra="litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _outputs(interpreter: Any) -> dict[str, dict[str, Any]]:
+    """Details of the outputs by name, "output_0" and so on, in the model's order."""
+    found = interpreter.get_signature_runner().get_output_details()
+    return dict(sorted(found.items(), key=lambda item: int(item[0].rpartition("_")[2])))
+
+
+def _delegated(nodes: list[dict[str, Any]]) -> Delegated:
+    """The nodes that lead from a delegate's inputs to its outputs are in it, and never run on their own."""
+    delegates = [node for node in nodes if node["op_name"] == _DELEGATE]
+    own = [node for node in nodes if node["op_name"] != _DELEGATE]
+    makers = {int(tensor): node for node in own for tensor in node["outputs"]}
+    inside: set[int] = set()
+    for delegate in delegates:
+        given, wanted = {int(t) for t in delegate["inputs"]}, [int(t) for t in delegate["outputs"]]
+        while wanted:
+            tensor = wanted.pop()
+            maker = None if tensor in given else makers.get(tensor)
+            if maker is not None and maker["index"] not in inside:
+                inside.add(maker["index"])
+                wanted += [int(t) for t in maker["inputs"]]
+    rest = Counter(node["op_name"] for node in own if node["index"] not in inside)
+    return Delegated("XNNPACK", len(inside), len(delegates), dict(rest.most_common()))
+
+
+def _info(details: dict[str, Any], name: str) -> TensorInfo:
+    return TensorInfo(name, np.dtype(details["dtype"]).name, tuple(int(side) for side in details["shape_signature"]))

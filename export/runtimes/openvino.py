@@ -1,0 +1,123 @@
+"""OpenVINO: ``.xml`` with its weights in ``.bin`` beside it, converted from a `torch.export` graph, run on the CPU.
+
+The CPU plugin computes in bfloat16 where the processor has it, unless told otherwise; a float32 file is compared, and
+its runner computes, in float32.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...zoo.extras import missing, require
+from ..capture import AXIS_INDEX, Capture, first_cause, quiet
+from ..errors import ExportError
+from ..options import check_options
+from ..protocol import FileFacts, TensorInfo
+from ..shapes import AXES, Axes
+
+_TYPES = {"f32": "float32", "f16": "float16", "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64"}
+
+
+class OpenVinoRunner:
+    """An OpenVINO file on the CPU.
+
+    Args:
+        path: the ``.xml`` file.
+        threads: that it may use; OpenVINO's choice by default.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        openvino = require("openvino", extra="openvino")
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        self.model = openvino.Core().compile_model(str(path), "CPU", config)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output."""
+        result = self.model(np.ascontiguousarray(x))
+        return [np.array(result[index]) for index in range(len(self.model.outputs))]
+
+
+class OpenVinoTarget:
+    """``.xml`` and ``.bin`` files. It has no options."""
+
+    name = "openvino"
+    extra = "openvino"
+    suffix = ".xml"
+    axes: Sequence[Axes] = (AXES, ("batch",), ())
+    packages: Sequence[str] = ("openvino",)
+    runtime = "OpenVINO on the CPU, in float32"
+
+    def unavailable(self) -> str | None:
+        """Which package is missing, with the command that installs it."""
+        return missing(self.extra, "Exporting to OpenVINO")
+
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
+        """Write ``capture``; see `Target.export`."""
+        check_options(self.name, options)
+        openvino = require("openvino", extra=self.extra)
+        try:
+            with quiet(), torch.no_grad():
+                model = openvino.convert_model(capture.program, input=[_shape(openvino, capture)])
+                _name_tensors(model)
+                openvino.save_model(model, str(path), compress_to_fp16=False)
+        except ExportError:
+            raise
+        except Exception as error:  # the converter raises many kinds
+            raise ExportError(f"OpenVINO cannot convert the model: {first_cause(error)}") from error
+
+    def load(self, path: Path, threads: int | None = None) -> OpenVinoRunner:
+        """The file, compiled for the CPU."""
+        return OpenVinoRunner(path, threads)
+
+    def describe(self, path: Path) -> FileFacts:
+        """What the files say of themselves."""
+        model = require("openvino", extra=self.extra).Core().read_model(str(path))
+        nodes = [node for node in model.get_ordered_ops() if node.get_type_name() not in _NOT_COUNTED]
+        ranks = [output.get_partial_shape().rank for node in nodes for output in node.outputs()]
+        return FileFacts(
+            inputs=tuple(_info(port, "image") for port in model.inputs),
+            outputs=tuple(_info(port, "output") for port in model.outputs),
+            operators=dict(Counter(node.get_type_name() for node in nodes).most_common()),
+            max_rank=max((rank.get_length() for rank in ranks if rank.is_static), default=0),
+            unranked=sum(not rank.is_static for rank in ranks),
+        )
+
+
+_NOT_COUNTED = ("Parameter", "Constant", "Result")
+
+
+def _shape(openvino: Any, capture: Capture) -> Any:
+    """The example's shape, with -1 on open axes."""
+    sides = list(capture.example.shape)
+    for axis in capture.axes:
+        sides[AXIS_INDEX[axis]] = -1
+    return openvino.PartialShape(sides)
+
+
+def _name_tensors(model: Any) -> None:
+    for port in model.inputs:
+        port.get_tensor().set_names({"image"})
+    for index, port in enumerate(model.outputs):
+        port.get_tensor().set_names({"output" if len(model.outputs) == 1 else f"output_{index}"})
+
+
+def _info(port: Any, name: str) -> TensorInfo:
+    shape = port.get_partial_shape()
+    names = sorted(port.get_names())
+    sides = [d.get_length() if d.is_static else _AXIS_NAMES.get(i, f"axis_{i}") for i, d in enumerate(shape)]
+    kind = port.get_element_type().get_type_name()
+    return TensorInfo(names[0] if names else name, _TYPES.get(kind, kind), tuple(sides))
+
+
+_AXIS_NAMES = {index: axis for axis, index in AXIS_INDEX.items()}

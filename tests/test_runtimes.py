@@ -1,0 +1,71 @@
+"""Every runtime: a file written for it does there what the model does, and its manifest says what is in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mixzoo
+import pytest
+from export_doubles import Pyramid, mixed, small, stage
+from mixzoo.export import ExportError, IncompleteError
+from mixzoo.export.report import summary
+from mixzoo.export.target import TARGETS
+from mixzoo.zoo.fill import fill_
+
+RUNTIMES = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
+    for name, target in TARGETS.items()
+    for reason in (target.unavailable(),)
+]
+ACCELERATED = ("litert", "executorch")
+every_runtime = pytest.mark.parametrize("name", RUNTIMES)
+
+
+@pytest.mark.slow
+@every_runtime
+def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
+    (report,) = mixzoo.export(mixed(), to=name, out=tmp_path, name="mixed", sizes="64x96", batches="2")
+    content = report.manifest
+    assert report.error <= content["tolerance"] and content["run_by"] == TARGETS[name].runtime
+    assert set(report.dynamic_axes) in (set(), {"batch", "height", "width"})
+    (item,) = content["artifacts"]
+    assert 0 < item["max_rank"] <= 5 and item["nodes"] == sum(item["operators"].values()) > 20
+    assert [t["shape"][1] for t in item["inputs"]] == [3] and item["outputs"][0]["shape"][-1] == 10
+    if not report.dynamic_axes:
+        assert item["inputs"][0]["shape"] == [2, 3, 64, 96] and item["outputs"][0]["shape"] == [2, 10]
+    assert item["bytes"] + sum(c["bytes"] for c in item["companions"]) > 4 * content["parameters"] * 0.9
+    assert all(c["error"] <= 1e-4 < 1e-2 < c["negative_control"] for c in item["checks"])
+    assert item["latency"]["file_ms"] > 0 and item["latency"]["batch"] == 2
+    assert (item["delegated"] is not None) == (name in ACCELERATED)
+    if item["delegated"]:
+        part = item["delegated"]
+        inside, outside = part["nodes"], sum(part["rest"].values())
+        assert part["share"] == pytest.approx(inside / (inside + outside), abs=1e-3) and part["share"] > 0.3
+    assert json.loads((tmp_path / "manifest.json").read_text()) == content
+    assert TARGETS[name].runtime in summary(content)
+
+
+@pytest.mark.slow
+@every_runtime
+def test_outputs_come_in_the_order_of_the_model(name: str, tmp_path: Path) -> None:
+    (report,) = mixzoo.export(fill_(Pyramid()).eval(), to=name, out=tmp_path, name="two", sizes="40x48")
+    (item,) = report.manifest["artifacts"]
+    assert [t["shape"][1] for t in item["outputs"]] == [4, 6] and report.error <= 1e-4
+
+
+def test_other_targets_go_on_where_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that is not installed is a sentence; what was written for the others stays."""
+    stage(monkeypatch)
+    monkeypatch.setattr(TARGETS["openvino"], "unavailable", lambda: "openvino is not here", raising=False)
+    with pytest.raises(IncompleteError, match="to openvino: openvino is not here") as caught:
+        mixzoo.export(small(), to=("openvino", "program"), out=tmp_path, sizes="40")
+    (report,) = caught.value.reports
+    assert report.target == "program" and report.files[0].is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["program"]
+
+
+def test_an_opset_without_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch)
+    with pytest.raises(ExportError, match="opset 18 is for onnx"):
+        mixzoo.export(small(), to="program", out=tmp_path, sizes="40", opset=18)
