@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ class Latency:
         threads: that both were given; a runtime that does not let one choose takes its own.
         file_ms, torch_ms: milliseconds a call, of the file in its runtime and of the deploy form in PyTorch.
         ratio: how many times faster the file is, by the median over pairs of turns taken side by side.
+        load: what else the machine was doing: processes ready to run, averaged over the last minute.
     """
 
     case: Case
@@ -31,13 +33,14 @@ class Latency:
     file_ms: float
     torch_ms: float
     ratio: float
+    load: float
 
 
 def time(reference: Reference, runner: Runner, case: Case) -> Latency:
     """Time ``runner`` at ``case``, against the deploy form of the model that it was written from."""
     images = torch.cat([reference.image(case.size, i) for i in range(case.batch)])
     array: np.ndarray = images.numpy()
-    deployed = reference.deployed
+    deployed, load = reference.deployed, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
     def torch_call() -> object:
         with torch.inference_mode():
@@ -45,4 +48,4 @@ def time(reference: Reference, runner: Runner, case: Case) -> Latency:
 
     timings = measure({"file": lambda: runner.outputs(array), "torch": torch_call}, rounds=_ROUNDS)
     file, ours = timings["file"], timings["torch"]
-    return Latency(case, torch.get_num_threads(), file.median, ours.median, paired_speedup(ours, file))
+    return Latency(case, torch.get_num_threads(), file.median, ours.median, paired_speedup(ours, file), load)

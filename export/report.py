@@ -134,6 +134,7 @@ def _latency(latency: Latency) -> dict[str, Any]:
         "file_ms": round(latency.file_ms, 3),
         "torch_deploy_ms": round(latency.torch_ms, 3),
         "times_faster": round(latency.ratio, 3),
+        "machine_load": round(latency.load, 2),
     }
 
 
@@ -254,9 +255,13 @@ def _artifact_facts(item: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+_BUSY = 1.0  # load from which figures are marked
+
+
 def _speed(item: dict[str, Any]) -> list[tuple[str, str]]:
     t = item["latency"]
     where = f"batch {t['batch']}, {size_name((t['height'], t['width']))}, {t['threads']} threads"
+    where += f", load {t['machine_load']:.1f}" if t["machine_load"] > _BUSY else ""
     ratio = t["times_faster"]
     verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
     return [("time", f"{t['file_ms']:.2f} ms ({where}); PyTorch deploy form {t['torch_deploy_ms']:.2f} ms: {verdict}")]
