@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .api import export
-from .errors import ExportError, IncompleteError, ShapeError, VerificationError
+from .api import IncompleteError, export
+from .errors import ExportError, ShapeError, VerificationError
 from .report import Report, render
 from .shapes import parse_batches, parse_sizes
 from .target import TARGETS, get_target

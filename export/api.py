@@ -13,12 +13,24 @@ from ..zoo.errors import MissingExtraError
 from ..zoo.files import atomic_dir
 from . import report as reports
 from .attempt import Job, write
-from .errors import ExportError, IncompleteError
+from .errors import ExportError
 from .prepare import prepare
 from .protocol import Target
 from .report import Report
 from .shapes import AXES, Size, as_axes, as_batches, as_sizes
 from .target import get_targets
+
+
+class IncompleteError(ExportError):
+    """Of several targets some failed.
+
+    Attributes:
+        reports: of those that did not.
+    """
+
+    def __init__(self, message: str, reports: Sequence[Report]) -> None:
+        super().__init__(message)
+        self.reports = list(reports)
 
 
 def export(

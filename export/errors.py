@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from ..zoo.errors import MixzooError
-
-if TYPE_CHECKING:
-    from .report import Report
 
 
 class ExportError(MixzooError):
     """An export that was not done; nothing of it was left behind."""
-
-
-class IncompleteError(ExportError):
-    """Of several targets some failed.
-
-    Attributes:
-        reports: of those that did not.
-    """
-
-    def __init__(self, message: str, reports: Sequence[Report]) -> None:
-        super().__init__(message)
-        self.reports = list(reports)
 
 
 class ShapeError(ExportError, ValueError):
