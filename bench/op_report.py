@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from ..zoo.tables import new_table, number
 from .ops import OpRow, exponents, speedups
-from .report import describe, number
+from .report import describe
 
 RECORD = "op"
 
@@ -20,13 +21,8 @@ def table(rows: Sequence[OpRow]) -> Table:
     """All rows of one op."""
     first = rows[0]
     title = f"{first.op}: batch 1, {first.dim} channels, {first.threads} threads"
-    grid = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("tokens", "heads"):
-        grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("implementation", no_wrap=True)
-    for heading in ("median ms", "floor ms", "peak MiB", "speedup", "memory"):
-        grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("why not")
+    numbers = ("tokens", "heads", "median ms", "floor ms", "peak MiB", "speedup", "memory")
+    grid = new_table(("implementation",), numbers, ("why not",), title=title)
     for row in rows:
         grid.add_row(*_cells(row))
     return grid
@@ -34,9 +30,9 @@ def table(rows: Sequence[OpRow]) -> Table:
 
 def _cells(row: OpRow) -> list[str]:
     return [
+        row.implementation,
         f"{row.side}x{row.side}",
         str(row.heads),
-        row.implementation,
         number(row.median_ms, ".3f"),
         number(row.floor_ms, ".3f"),
         number(row.peak_mb, ".2f"),

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..zoo.errors import MixzooError
 from ..zoo.files import atomic_write
+from ..zoo.tables import new_table, number
 from ..zoo.timing import geometric_mean
 from .run import Row
 
@@ -21,12 +22,8 @@ RECORD = "timing"
 
 def table(rows: Sequence[Row]) -> Table:
     """All rows of one model or of many."""
-    grid = Table(title=_title(rows), title_justify="left", header_style="bold")
-    grid.add_column("model", no_wrap=True)
-    grid.add_column("form", no_wrap=True)
-    for heading in ("median ms", "p90 ms", "img/s", "memory MiB", "MACs G", "speedup", "paired", "error"):
-        grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("than, or why not")
+    numbers = ("median ms", "p90 ms", "img/s", "memory MiB", "MACs G", "speedup", "paired", "error")
+    grid = new_table(("model", "form"), numbers, ("than, or why not",), title=_title(rows))
     for row in rows:
         grid.add_row(*_cells(row))
     return grid
@@ -52,11 +49,6 @@ def _cells(row: Row) -> list[str]:
         number(row.error, ".0e"),
         row.reason or (row.baseline or "").removeprefix("mixzoo "),
     ]
-
-
-def number(value: float | None, spec: str) -> str:
-    """``value`` in a format, or nothing."""
-    return "" if value is None else format(value, spec)
 
 
 def summaries(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:

@@ -20,13 +20,14 @@ from torch import nn
 from ..bench.machine import describe_machine
 from ..bench.macs import count_macs
 from ..bench.memory import peak_tensor_memory
-from ..bench.report import describe, number
+from ..bench.report import describe
 from ..blocks.deploy import deploy
 from ..blocks.mixers import MIXERS
 from ..zoo.errors import CheckpointError, MixzooError, UnknownNameError
 from ..zoo.extras import require
 from ..zoo.files import atomic_write
 from ..zoo.registry import get_variant
+from ..zoo.tables import new_table, number
 from ..zoo.timing import measure, torch_threads
 from .checkpoint import RECORD, Trained, load_run
 from .engine import train
@@ -172,11 +173,9 @@ def json_lines(results: Iterable[MixerResult], machine: dict[str, Any]) -> str:
 def table(results: Sequence[MixerResult]) -> Table:
     """Results, best accuracy first."""
     title = f"{results[0].shell}, equal settings, scikit-learn's handwritten digits"
-    grid = Table(title=title, title_justify="left", header_style="bold")
-    grid.add_column("mixer", no_wrap=True)
-    for heading in ("accuracy %", "loss", "params M", "MACs G", "deploy ms", "peak MiB", "train s"):
-        grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("why not", overflow="fold")
+    numbers = ("accuracy %", "loss", "params M", "MACs G", "deploy ms", "peak MiB", "train s")
+    caption = "\n".join(describe(describe_machine()))
+    grid = new_table(("mixer",), numbers, ("why not",), title=title, caption=caption)
     for r in sorted(results, key=lambda r: -(r.accuracy or 0.0)):
         grid.add_row(
             r.mixer,
@@ -189,7 +188,6 @@ def table(results: Sequence[MixerResult]) -> Table:
             number(r.train_seconds, ".0f"),
             r.reason or "",
         )
-    grid.caption = "\n".join(describe(describe_machine()))
     return grid
 
 

@@ -19,6 +19,7 @@ from ..blocks.mixers import MIXERS
 from .errors import MixzooError, UnknownNameError
 from .registry import FAMILIES, VARIANTS, create_model, get_variant, timm_name
 from .spec import Variant, Weights
+from .tables import new_table
 
 Record = dict[str, Any]
 GLOB = "*?["
@@ -168,27 +169,19 @@ def recipes_for(*names: str) -> list[str]:
 
 def models_table(rows: Sequence[Record]) -> Table:
     """`summary` rows."""
-    table = Table(
-        header_style="bold", caption=f"{len(rows)} model{'s' if len(rows) > 1 else ''}", caption_justify="left"
-    )
-    for heading in ("name", "family", "mixers"):
-        table.add_column(heading, no_wrap=heading == "name")
-    for heading in ("params M", "MACs G", "at", "top-1 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("weights")
+    numbers, caption = ("params M", "MACs G", "at", "top-1 %"), f"{len(rows)} model{'s' if len(rows) > 1 else ''}"
+    table = new_table(("name", "family"), numbers, ("mixers", "weights"), caption=caption)
     for row in rows:
-        numbers = (_number(row["params_m"]), _number(row["macs_g"]), str(row["resolution"]), _number(row["top1"]))
+        figures = (_number(row["params_m"]), _number(row["macs_g"]), str(row["resolution"]), _number(row["top1"]))
         mixers = ", ".join(row["mixers"])
-        table.add_row(row["name"], row["family"], mixers, *numbers, "yes" if row["weights"] else "no")
+        table.add_row(row["name"], row["family"], *figures, mixers, "yes" if row["weights"] else "no")
     return table
 
 
 def mixers_table(rows: Sequence[Record]) -> Table:
     """`mixer_rows`."""
     caption = f"{len(rows)} mixers; mixzoo.create_model(MODEL, mixer=NAME) puts one into any model"
-    table = Table(header_style="bold", caption=caption, caption_justify="left")
-    for heading in ("name", "what it is", "papers", "options", "families"):
-        table.add_column(heading, no_wrap=heading == "name", overflow="fold")
+    table = new_table(("name",), texts=("what it is", "papers", "options", "families"), caption=caption)
     for row in rows:
         lists = (", ".join(row[key]) for key in ("papers", "options", "families"))
         table.add_row(row["name"], row["description"], *lists)

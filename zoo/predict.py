@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
 from .errors import MixzooError
+from .tables import new_table
 
 
 class ImageError(MixzooError, ValueError):
@@ -88,13 +89,10 @@ def _labels(count: int) -> list[str]:
 
 def predictions_table(predictions: Sequence[Prediction]) -> Table:
     """One line for each guess."""
-    table = Table(header_style="bold")
-    for heading in ("image", "class", "label"):
-        table.add_column(heading)
-    table.add_column("probability", justify="right")
+    table = new_table(("image",), ("class", "probability"), ("label",))
     for prediction in predictions:
         for rank, guess in enumerate(prediction.guesses):
             image = prediction.image if rank == 0 else ""
-            table.add_row(image, str(guess.index), guess.label, f"{guess.probability:.4f}")
+            table.add_row(image, str(guess.index), f"{guess.probability:.4f}", guess.label)
         table.add_section()
     return table
