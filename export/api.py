@@ -12,7 +12,7 @@ from torch import nn
 from ..zoo.errors import MissingExtraError
 from ..zoo.files import atomic_dir
 from . import report as reports
-from .attempt import Job, write
+from .attempt import PATIENCE, Job, write
 from .errors import ExportError
 from .prepare import prepare
 from .protocol import Target
@@ -45,7 +45,8 @@ def export(
     name: str | None = None,
     opset: int | None = None,
     model_options: Mapping[str, Any] | None = None,
-    dynamic: Sequence[str] = AXES,
+    dynamic: str | Sequence[str] = AXES,
+    patience: float | None = PATIENCE,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Write the deploy form of a model for one or more runtimes, run every file there, and compare.
@@ -69,8 +70,10 @@ def export(
         name: of the model in files and reports.
         opset: of ONNX; the exporter's default if None.
         model_options: for building a model by name, such as {"num_classes": 10}.
-        dynamic: axes that may be left open, of "batch", "height" and "width"; () for files of fixed shapes only, which
-            are written faster.
+        dynamic: axes that may be left open, of "batch", "height" and "width", as "batch,height,width" or names; "none"
+            or () for files of fixed shapes only, which are written faster, and run faster where windows or position
+            tables follow the size.
+        patience: seconds of processor time after which a set of open axes is given up; None for no limit.
         say: called with a few words at each step.
 
     Returns:
@@ -88,11 +91,10 @@ def export(
     if opset is not None and "onnx" not in (target.name for target in targets):
         raise ExportError(f"opset {opset} is for onnx, which is not among the targets: leave it out.")
     wanted_sizes = None if sizes is None else as_sizes(sizes)
-    wanted_batches = as_batches(batches)
+    wanted_batches, axes = as_batches(batches), as_axes(dynamic)
     prepared = prepare(model, _file_name(name), checkpoint, pretrained, preprocess, model_options)
-    job = Job(
-        prepared, wanted_sizes or (prepared.native,), wanted_batches, {"onnx": {"opset": opset}}, as_axes(dynamic), say
-    )
+    options = {"onnx": {"opset": opset}}
+    job = Job(prepared, wanted_sizes or (prepared.native,), wanted_batches, options, axes, say, patience)
     root = Path(out) if out is not None else Path("exports") / prepared.name
     done, failed = [], []
     for target in targets:

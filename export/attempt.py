@@ -13,12 +13,14 @@ from .capture import AXIS_INDEX, Capture, first_cause
 from .errors import ExportError, UnprovableError, VerificationError
 from .latency import Latency, time
 from .numbers import outputs_of, relative_error
+from .patience import limited
 from .prepare import Prepared
 from .protocol import FileFacts, Target
 from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
 from .verify import Check, Reference, verify
 
 _LEAST_TRACED = 128  # px: smaller maps shrink to one position inside, where torch.export takes a side for a constant
+PATIENCE = 900.0  # s; the slowest model of the zoo takes a third of it
 _PROBED = 1e-2  # relative: a graph that is further off need not be converted; verification asks for more
 
 
@@ -65,6 +67,7 @@ class Job:
         options: by name of the target.
         axes: those that may be left open.
         say: told what is being done, in a few words.
+        patience: seconds of processor time to find a graph with open axes in; None for no limit.
     """
 
     prepared: Prepared
@@ -73,6 +76,7 @@ class Job:
     options: Mapping[str, Mapping[str, Any]]
     axes: Axes
     say: Callable[[str], None]
+    patience: float | None = PATIENCE
 
 
 def write(job: Job, target: Target, folder: Path) -> Outcome:
@@ -124,8 +128,9 @@ def _write_one(
     job.say(f"{target.name}: writing {path.name} with {describe_axes(axes)}")
     cases = _cases(reference, axes, sizes, batches)
     capture = Capture(job.prepared.inference, _example(reference, axes, sizes[0], batches[0]), axes, _greatest(cases))
-    _probe(capture, reference)
-    target.export(capture, path, job.options.get(target.name, {}))
+    with limited(job.patience if axes else None):
+        _probe(capture, reference)
+        target.export(capture, path, job.options.get(target.name, {}))
     facts = target.describe(path)
     _check_open(facts, axes)
     job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")

@@ -12,6 +12,7 @@ Size = tuple[int, int]  # (height, width), pixels
 Axes = tuple[str, ...]  # the open axes, a subset of AXES in this order
 
 AXES: Axes = ("batch", "height", "width")
+NO_AXES = "none"
 TINY: Size = (33, 47)  # px; models of the zoo take sides from 32 up
 _PROOF_BATCHES = (3, 2)
 
@@ -83,15 +84,17 @@ def as_batches(batches: str | Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(batches))
 
 
-def as_axes(axes: Sequence[str]) -> Axes:
-    """Names of axes in the order of `AXES`.
+def as_axes(axes: str | Sequence[str]) -> Axes:
+    """Axes given as text ("batch,height", "none") or names, in the order of `AXES`.
 
     Raises:
         UnknownNameError: an axis that does not exist.
     """
+    if isinstance(axes, str):
+        axes = () if axes.strip() == NO_AXES else _items(axes, "dynamic", "batch,height,width")
     for axis in axes:
         if axis not in AXES:
-            raise UnknownNameError("axis", axis, AXES, f"Axes: {', '.join(AXES)}.")
+            raise UnknownNameError("axis", axis, AXES, f"Axes: {', '.join(AXES)}, or {NO_AXES} of them.")
     return tuple(axis for axis in AXES if axis in axes)
 
 
@@ -118,7 +121,7 @@ def proof_sizes(sizes: Sequence[Size]) -> list[Size]:
 def _items(text: str, what: str, example: str) -> list[str]:
     items = [item.strip() for item in text.split(",")]
     if not all(items):
-        raise ShapeError(f"--{what} {text!r} has an empty item: give numbers such as {example}.")
+        raise ShapeError(f"--{what} {text!r} has an empty item: give some such as {example}.")
     return items
 
 

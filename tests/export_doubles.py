@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mixzoo.export.attempt import Job, write
+from mixzoo.export.attempt import PATIENCE, Job, write
 from mixzoo.export.prepare import prepare
 from mixzoo.export.protocol import FileFacts, TensorInfo
 from mixzoo.export.shapes import AXES, parse_batches, parse_sizes
@@ -114,6 +114,12 @@ class Windowed(nn.Module):
         return self.conv(rows * 100).mean((2, 3))
 
 
+def wait_for_size(shape: torch.Size) -> None:
+    """Wait for a height that is no symbol."""
+    while not isinstance(shape[2], int):
+        pass
+
+
 def branch_on_size(shape: torch.Size) -> bool:
     """Branch on the width, to no effect."""
     return bool(shape[3] % 5 == 0)
@@ -168,10 +174,11 @@ def attempt(
     sizes: str = "40",
     batches: str = "1",
     dynamic: tuple[str, ...] = AXES,
+    patience: float | None = PATIENCE,
 ) -> Any:
     """Write and verify for the target that is torch itself, or another."""
     prepared = prepare(model, "small")
-    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, dynamic, lambda text: None)
+    job = Job(prepared, parse_sizes(sizes), parse_batches(batches), {}, dynamic, lambda text: None, patience)
     folder.mkdir(exist_ok=True)
     return write(job, target or ProgramTarget(), folder)
 

@@ -27,6 +27,7 @@ from export_doubles import (
     names,
     small,
     stage,
+    wait_for_size,
 )
 from mixzoo.export import ExportError, Report, VerificationError, export, get_target, render
 from mixzoo.export import onnx as onnx_target
@@ -233,6 +234,11 @@ def test_a_guard_that_changes_nothing_closes_no_axis(tmp_path: Path) -> None:
     capture = Capture(model, images((128, 160), 2), ALL)
     assert "x.size()[3] % 5" in str(capture.refuses(images((160, 223))))
     assert attempt(model, tmp_path).axes == ALL
+
+
+def test_a_capture_without_end_is_given_up(tmp_path: Path) -> None:
+    outcome = attempt(small(freeze=wait_for_size), tmp_path, patience=1)
+    assert outcome.axes == ("batch",) and "in 1 s of processor time" in outcome.fixed[ALL]
 
 
 def test_onnx_says_why_axes_are_fixed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from export_doubles import (
 from mixzoo.export import ExportError, ShapeError, export
 from mixzoo.export.numbers import relative_error
 from mixzoo.export.prepare import prepare
-from mixzoo.export.shapes import parse_batches, parse_sizes
+from mixzoo.export.shapes import as_axes, parse_batches, parse_sizes
 from mixzoo.export.steady import ROUNDING, fill_steadily_, rounding
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo import extras
@@ -126,3 +126,23 @@ def test_targets_keep_the_protocol(name: str) -> None:
     target = TARGETS[name]
     assert target.name == name and target.suffix.startswith(".")
     assert target.axes[-1] == () and all(set(axes) <= {"batch", "height", "width"} for axes in target.axes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "axes"),
+    [
+        ("width, batch", ("batch", "width")),
+        (["height", "height"], ("height",)),
+        ("none", ()),
+        ((), ()),
+    ],
+)
+def test_axes_are_read(asked: Any, axes: tuple[str, ...]) -> None:
+    assert as_axes(asked) == axes
+
+
+def test_axes_that_cannot_be_read() -> None:
+    with pytest.raises(UnknownNameError, match="Axes: batch, height, width, or none of them"):
+        as_axes("batch,channels")
+    with pytest.raises(ShapeError, match="empty item"):
+        as_axes("batch,")

@@ -197,6 +197,7 @@ def export(
     pretrained: Pretrained = False,
     sizes: Annotated[str, typer.Option(help="Sizes to verify: 224,192x256. The model's own by default.")] = "",
     batches: Annotated[str, typer.Option(help="Batches to verify: 1,3.")] = "1",
+    dynamic: Annotated[str, typer.Option(help="Axes that may stay open, or none.")] = "batch,height,width",
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Put mean/std normalisation in the graph.")] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; the exporter's own by default.")] = None,
     as_json: Json = False,
@@ -205,7 +206,7 @@ def export(
     from ..export import IncompleteError, render
     from ..export import export as write
 
-    asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset}
+    asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic}
     if _run_folder(checkpoint):
         asked |= {"model": _load(model, checkpoint, pretrained)[0], "name": model}
     else:

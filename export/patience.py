@@ -1,0 +1,44 @@
+"""An end to arithmetic on symbolic shapes that would not come to one."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from .errors import ExportError
+
+_AGAIN = 1.0  # s after which one that was swallowed is raised again
+
+
+class _OutOfTime(BaseException):
+    """Not an `Exception`, which libraries catch and take for something else."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Let the body use so many seconds of processor time at most; None for no limit.
+
+    Only the main thread can be interrupted, and only where the system has such timers: elsewhere there is no limit.
+
+    Raises:
+        ExportError: they are used up.
+    """
+    if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, max(seconds, 1e-3), _AGAIN)
+    try:
+        yield
+    except _OutOfTime:
+        raise ExportError(f"no graph was found in {seconds:g} s of processor time") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _OutOfTime
