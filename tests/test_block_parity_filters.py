@@ -52,7 +52,7 @@ DAVIT = KeyMap(
     rename(
         (r"^cpe(\d)\.fn\.dw\.", r"cpe.\1.proj."),
         (r"^(mix|ffn)\.fn\.norm", lambda m: "norm1" if m[1] == "mix" else "norm2"),
-        (r"^mix\.fn\.mixer\.", ""),
+        (r"^mix\.fn\.mixer\.", "attn."),
         (r"^ffn\.fn\.mlp\.", "mlp."),
     )
 )

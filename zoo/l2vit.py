@@ -40,7 +40,7 @@ OFFICIAL = KeyMap(
         (r"\.pos\.fn\.dw\.", ".cpe.0.proj."),
         (r"\.pos2\.fn\.dw\.", ".cpe.1.proj."),
         (r"\.mix\.fn\.norm\.", ".norm1."),
-        (r"\.mix\.fn\.mixer\.(attn\.)?", ".attn."),
+        (r"\.mix\.fn\.mixer\.", ".attn."),
         (r"\.local\.fn\.norm\.", ".norm3."),
         (r"\.local\.fn\.mixer\.", ".local_mp."),
         (r"\.ffn\.fn\.norm\.", ".norm2."),

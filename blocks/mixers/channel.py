@@ -6,8 +6,8 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import attention_reference
-from ..geometry import Size, from_windows, num_heads_for, pad_to_windows, to_windows
-from .attention import Attention
+from ...kernels.window_attention import window_attention
+from ..geometry import Size, num_heads_for, pad_to_windows
 
 
 class ChannelAttention(nn.Module):
@@ -56,15 +56,16 @@ class PaddedWindowAttention(nn.Module):
         window: side of a window.
     """
 
-    output_layer = "attn"  # takes a scale that follows the mixer, when the model is folded
+    output_layer = "proj"  # takes a scale that follows the mixer, when the model is folded
 
     def __init__(self, dim: int, grid: Size | None = None, head_dim: int = 32, window: int = 7) -> None:
         super().__init__()
-        self.attn = Attention(dim, grid, head_dim, qkv_bias=True, proj_bias=True)
-        self.window = window
+        self.num_heads, self.window = num_heads_for(dim, head_dim), (window, window)
+        self.scale = (dim // self.num_heads) ** -0.5
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = pad_to_windows(x, (self.window, self.window))
-        out = self.attn(to_windows(padded, (self.window, self.window)))
-        out = from_windows(out, (padded.shape[2], padded.shape[3]))
-        return out[:, :, : x.shape[2], : x.shape[3]]
+        qkv = self.qkv(pad_to_windows(x, self.window))  # padded before, so that it has queries and keys of its own
+        out = window_attention(qkv, self.num_heads, self.window, self.scale)
+        return self.proj(out[:, :, : x.shape[2], : x.shape[3]])
