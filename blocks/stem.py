@@ -6,12 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from timm.layers import register_notrace_module
-from torch import Tensor, nn
+from torch import nn
 
 from .conv import conv_norm
 from .downsample import DownsampleFactory, Factory, PadToMultiple, strided_conv
-from .geometry import Reshaping, Size, pad_to_windows
 
 StemFactory = Callable[[int, int], nn.Module]  # (in_chans, dim) -> module
 
@@ -21,29 +19,9 @@ def patch_stem(padding: int, norm: Factory | None = None) -> StemFactory:
     return partial(strided_conv, kernel_size=7, stride=4, padding=padding, post_norm=norm)
 
 
-@register_notrace_module
-class PadToPatches(Reshaping):
-    """Zero-pads (B, C, H, W) at the bottom and right to whole patches of ``side`` x ``side``."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def out_size(self, size: Size) -> Size:
-        return size[0] + -size[0] % self.side, size[1] + -size[1] % self.side
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pad_to_windows(x, (self.side, self.side))
-
-
 def whole_patch_stem(side: int, norm: Factory | None = None) -> StemFactory:
     """A convolution of non-overlapping patches, with padding where they do not divide the image, then ``norm``."""
-    return partial(_whole_patch_stem, side=side, norm=norm)
-
-
-def _whole_patch_stem(in_chans: int, dim: int, side: int, norm: Factory | None) -> nn.Module:
-    conv = strided_conv(in_chans, dim, side, side, 0, post_norm=norm)
-    return nn.Sequential(OrderedDict(pad=PadToPatches(side), **dict(conv.named_children())))
+    return padded_stem(side, partial(strided_conv, kernel_size=side, stride=side, padding=0), norm)
 
 
 def padded_stem(side: int, stem: StemFactory, norm: Factory | None = None) -> StemFactory:
