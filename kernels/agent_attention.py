@@ -8,6 +8,8 @@ Time O((N + M) n D). Memory O((N + M) n) a head, and O(N + M) for the fused cand
 `scaled_dot_product_attention`: linear in the positions either way, as n does not grow with them. The channel-major
 candidate keeps positions adjacent in memory, as a map has them, so that nothing is transposed; its second softmax runs
 across the agents.
+Served by: CUDA and MPS, the fused candidate, whose kernels take a bias as a mask; the CPU, the same from 32 agents on,
+below that channel-major, or the reference where channels are adjacent.
 Source: Han et al., arXiv:2312.08874, equation 6.
 """
 

@@ -3,6 +3,8 @@
 Shapes: q (..., N, D), k (..., M, D), v (..., M, E), bias broadcastable to (..., N, M); result (..., N, E).
 Time O(N M (D + E)); memory O(N M), O(N + M) for the fused candidate (`scaled_dot_product_attention`). The batched
 candidate, for one head, takes the scale and the bias into the first product.
+Served by: the fused candidate on the CPU, CUDA and MPS, each of which has a kernel of its own behind it; the batched
+one for three axes in full precision; the reference for other axes, or values of another width.
 Source: Vaswani et al., arXiv:1706.03762.
 """
 

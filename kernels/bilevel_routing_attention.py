@@ -13,6 +13,8 @@ Shapes: q, k (B, C, H, W), v (B, E, H, W); result (B, E, H, W).
 Time O(N topk T (C + E) + R^2 C) for N = H * W. Memory beside the operands: the reference gathers what every region
 attends to, O(N topk (C + E)), and holds O(N topk T heads) logits. The tiled candidate gathers for some regions at a
 time and holds no logits: O(N E). The Triton candidate reads routed regions where they lie, and gathers nothing.
+Served by: the CPU and MPS, the tiled candidate; CUDA, the Triton one; all of them, one call of
+`scaled_dot_product_attention` over the map where every region attends to all.
 Source: Zhu et al., arXiv:2303.08810.
 """
 

@@ -3,6 +3,7 @@
 Shapes: x (B, C, H, W), kernels (B, C, k, k), k odd; result (B, C, H, W), zero-padded at the border.
 Time O(B C H W k^2), memory O(B C H W). The reference is k^2 shifted products, which have no batch in any attribute and
 export for any size; the candidate is one grouped convolution over B * C channels.
+Served by: the candidate on the CPU, CUDA and MPS, whose convolutions have kernels for one channel to a group.
 Source: the local residual of InLine attention, arXiv:2412.06590, section 4.2.
 """
 

@@ -8,6 +8,7 @@ imaginary, the third of a weight its input channels: complex linear maps within 
 Time O(N log N C + N C^2 / G), N = H W, for the candidate by fast transforms, which runs wherever complex numbers do;
 O(N (H + W) C + N C^2 / G) for the reference, whose transforms are products with real matrices. Memory O(N C). Half
 precision is computed in float32, as transforms sum over the whole map.
+Served by: the CPU and CUDA, fast transforms; MPS, which has no products of complex matrices, the reference.
 Source: Adaptive Frequency Filters, arXiv:2307.14008, equations 4 and 5.
 """
 

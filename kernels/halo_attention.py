@@ -7,7 +7,10 @@ Shapes: qkv (B, 3C, H, W), queries, keys and values in this order, each heads * 
 (B, C, H, W). H and W are any.
 Time O(H W M C). Memory O(H W (C M / N + heads M)) for the reference, which holds the logits, and O(H W C M / N) for the
 fused candidate, which calls `scaled_dot_product_attention` on windows whose keys lie alike: inner ones, and those at
-each border and corner. Source: Vaswani et al., arXiv:2103.12731, section 2.2.
+each border and corner.
+Served by: CUDA and MPS, the fused candidate; the CPU, the same for maps that are not small, else the reference.
+FlexAttention has blocks of 128 queries, twice a window of 8 x 8, and compiles for every bias: it is no candidate.
+Source: Vaswani et al., arXiv:2103.12731, section 2.2.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ What differs between papers is the feature map phi and the rule that sets gain a
 with s = D^-0.5 for D channels before the feature map. Rotary tables turn phi(q) and phi(k) in the product with S alone,
 and both halves of features that are twice as wide.
 Means instead of sums, and sums in float32 for half-precision inputs (autocast or not), keep every step in range.
+
+Served by: CUDA, Triton, which reads each token once (features that are normalised over channels excepted); the CPU and
+MPS, the transposed form, where tokens are adjacent in memory and heads are to be joined; else the reference.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Time O(N k^2 D) per head for N = H * W. The reference gathers the keys and value
 tiled candidate takes the union of the windows of a tile of queries (see `neighborhood_tiles`): O(N D) memory, and
 O(N k^2) for the scores where gradients are wanted. The Triton one keeps scores on the chip, and recomputes them by
 tiles for the gradients. NATTEN's own kernels are a candidate where that package is installed.
+Served by: CUDA, NATTEN where it is installed and there is no bias, else Triton; the CPU and MPS, tiles.
 Source: arXiv:2204.07143 (NAT), arXiv:2209.15001 (dilation); border rule as in NATTEN 0.14.
 """
 

@@ -18,6 +18,8 @@ With one landmark or two, c is an eigenvalue of P, which 2 / c^2 sends to zero i
 halved. In the authors' code of SOFT++, c and the halving are those of the whole batch, so that an image's answer
 depends on the images beside it. Here they are those of one image, which is the same for a batch of one.
 Half-precision inputs are computed in float32, as squared distances leave the range of half precision.
+Served by: CUDA, Triton where no gradient is wanted; any device, the tiled candidate likewise for kernels of more than
+four million numbers, and the channel-major one otherwise.
 Sources: arXiv:2110.11945 (SOFT), arXiv:2207.03341 (SOFT++).
 """
 

@@ -9,6 +9,9 @@ times key, N = h * w positions of a window; result (B, C, H, W). H and W are any
 Time O(H W N C). Memory O(H W (C + heads N)) for the reference, which holds the logits and a mask for each window, and
 O(H W C) for the fused candidate, which calls `scaled_dot_product_attention` on windows that mask alike: inner ones,
 last row, last column, corner. A graph exported at a fixed size has the same few masks and no others.
+Served by: CUDA and MPS, the fused candidate; the CPU, the same where nothing is masked or the map is not small, else
+the reference. FlexAttention has blocks of 128 queries, more than two windows of 7 x 7 hold, and compiles for every
+bias: it is no candidate.
 Source: Liu et al., arXiv:2103.14030.
 """
 
