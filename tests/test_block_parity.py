@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mixzoo.blocks.block import BlockSite, MixerChoice, build_block
 from mixzoo.blocks.mixers import CascadedGroupAttention, LargeKernelAttention, Mixer, SingleHeadAttention
 from mixzoo.blocks.mixers.large_kernel import LargeKernelGate
-from mixzoo.blocks.stage import BlockSite, CrossStage, MixerChoice, build_block
+from mixzoo.blocks.stage import CrossStage
 from mixzoo.zoo import fcaformer
 from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err

@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+from mixzoo.blocks.block import MIXER, BlockSite, Branch, MixerChoice, Plain, build_block
 from mixzoo.blocks.channel import mlp
 from mixzoo.blocks.conv import DepthwiseConv2d
 from mixzoo.blocks.ghost import ghost_bottleneck
 from mixzoo.blocks.mixers import MIXERS, Mixer
 from mixzoo.blocks.mixers.factorised import window_taps
-from mixzoo.blocks.stage import MIXER, BlockSite, Branch, MixerChoice, Plain, build_block
 from mixzoo.zoo import favit, ffnet
 from mixzoo.zoo.keys import KeyMap, rename
 from support import PARITY, golden, image, official_state, rel_err

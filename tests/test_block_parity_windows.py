@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 import torch
+from mixzoo.blocks.block import BlockSite, MixerChoice, build_block
 from mixzoo.blocks.deploy import deploy
 from mixzoo.blocks.mixers import AgentAttention, Mixer
 from mixzoo.blocks.projection import SplitProjection
-from mixzoo.blocks.stage import BlockSite, MixerChoice, build_block
 from mixzoo.zoo import agent, swin
 from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.keys import KeyMap

@@ -8,11 +8,12 @@ import mixzoo
 import pytest
 import timm
 import torch
+from mixzoo.blocks.block import CrossBlock
 from mixzoo.blocks.geometry import as_table, from_windows, num_heads_for, pad_to_windows, resize_table, to_windows
 from mixzoo.blocks.mixers import MIXERS
 from mixzoo.blocks.mixers.forward_cross import cross_grid
 from mixzoo.blocks.mixers.random import resize_mixing
-from mixzoo.blocks.stage import CrossBlock, CrossStage
+from mixzoo.blocks.stage import CrossStage
 from mixzoo.zoo.errors import MixzooError, UnknownNameError
 from mixzoo.zoo.fill import calibrate_, fill_
 from mixzoo.zoo.registry import FAMILIES

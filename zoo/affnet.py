@@ -24,12 +24,13 @@ from functools import partial
 from timm.layers import GroupNorm1
 from torch import nn
 
+from ..blocks.block import MIXER, Branch, Factory
 from ..blocks.conv import conv_norm, conv_norm_act, inverted_bottleneck
 from ..blocks.init import fan_out_normal
 from ..blocks.mixers import Mixer
 from ..blocks.norm import DeviationNorm2d
 from ..blocks.residual import Residual
-from ..blocks.stage import MIXER, Branch, Factory, FusionStage, Stage
+from ..blocks.stage import FusionStage, Stage
 from .keys import KeyMap, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights
 

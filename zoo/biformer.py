@@ -19,11 +19,11 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Branch
 from ..blocks.channel import mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.init import pointwise_normal
 from ..blocks.mixers import Mixer
-from ..blocks.stage import MIXER, Branch
 from ..blocks.stem import conv_stem
 from .keys import KeyMap, Rewrite, View, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights

@@ -16,11 +16,11 @@ from functools import partial
 
 from timm.layers import LayerNorm2d
 
+from ..blocks.block import MIXER, Branch, Factory, MixerSlot
 from ..blocks.channel import mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.init import pointwise_normal
 from ..blocks.mixers import Mixer, MixerFactory
-from ..blocks.stage import MIXER, Branch, Factory, MixerSlot
 from ..blocks.stem import patch_stem
 from .keys import KeyMap, Layout, Rule, View, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer

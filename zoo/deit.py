@@ -16,10 +16,11 @@ from functools import partial
 
 from timm.layers import LayerNorm2d
 
+from ..blocks.block import MIXER, Branch, Factory
 from ..blocks.channel import mlp
 from ..blocks.init import pointwise_normal
 from ..blocks.mixers import Mixer, MixerFactory
-from ..blocks.stage import MIXER, Branch, Factory, Stage, TokenStage
+from ..blocks.stage import Stage, TokenStage
 from ..blocks.stem import whole_patch_stem
 from ..blocks.tables import PositionEmbedding
 from ..blocks.tokens import ClassToken

@@ -14,10 +14,10 @@ from functools import partial
 
 from torch import nn
 
+from ..blocks.block import Branch, MixerSlot
 from ..blocks.channel import norm_mlp
 from ..blocks.conv import depthwise_norm
 from ..blocks.mixers import Mixer
-from ..blocks.stage import Branch, MixerSlot
 from .keys import KeyMap, Rewrite, View, rename
 from .sandwich import official_keys, sandwich_spec, timm_keys, with_distilled
 from .spec import BackboneSpec, Variant, Weights

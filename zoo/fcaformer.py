@@ -22,13 +22,14 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Branch, Plain
 from ..blocks.channel import mlp
 from ..blocks.conv import depthwise_norm
 from ..blocks.downsample import separable_downsample
 from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer
 from ..blocks.scale import layer_scale
-from ..blocks.stage import MIXER, Branch, CrossStage, Plain, Stage, WindowedCrossStage
+from ..blocks.stage import CrossStage, Stage, WindowedCrossStage
 from ..blocks.stem import conv_stem
 from .keys import KeyMap, View, linear_shape, rename
 from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, Weights

@@ -18,13 +18,13 @@ from functools import partial
 
 from torch import nn
 
+from ..blocks.block import Branch, Factory, MixerSlot
 from ..blocks.channel import local_mlp
 from ..blocks.conv import DepthwiseConv2d
 from ..blocks.forms import MERGED, SMALL, TRAINED, Layers
 from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer
 from ..blocks.scale import layer_scale
-from ..blocks.stage import Branch, Factory, MixerSlot
 from .keys import KeyMap, View, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights
 

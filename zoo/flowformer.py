@@ -16,12 +16,12 @@ from functools import partial
 
 from timm.layers import LayerNorm2d
 
+from ..blocks.block import MIXER, Branch, Factory
 from ..blocks.channel import mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.init import pointwise_normal
 from ..blocks.mixers import Mixer
 from ..blocks.scale import layer_scale
-from ..blocks.stage import MIXER, Branch, Factory
 from ..blocks.tables import PositionEmbedding
 from .keys import KeyMap, View, flat_grid, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..blocks.block import MIXER, MixerSlot
 from ..blocks.mixers import Blockwise, Mixer, MixerFactory
-from ..blocks.stage import MIXER, MixerSlot
 from . import cswin, deit, pvt, swin
 from .keys import Rewrite, Rule, View, rename
 from .spec import BackboneSpec, Variant, Weights

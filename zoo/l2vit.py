@@ -18,13 +18,13 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Alternate, Branch, Factory
 from ..blocks.channel import mlp
 from ..blocks.conv import depthwise_conv
 from ..blocks.downsample import padded_conv
 from ..blocks.init import trunc_normal
 from ..blocks.mixers import Alternating, Mixer, MixerFactory
 from ..blocks.mixers.conv import LocalConcentrationMixer
-from ..blocks.stage import MIXER, Alternate, Branch, Factory
 from ..blocks.stem import deep_stem, padded_stem
 from .keys import KeyMap, View, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer

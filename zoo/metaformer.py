@@ -24,6 +24,7 @@ from timm.layers import GroupNorm1, LayerNorm2d
 from torch import nn
 
 from ..blocks.act import StarReLU
+from ..blocks.block import MIXER, Branch, Factory
 from ..blocks.channel import mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.head import mlp_hidden
@@ -31,7 +32,6 @@ from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.norm import GroupNorm1NoBias
 from ..blocks.scale import layer_scale, residual_scale
-from ..blocks.stage import MIXER, Branch, Factory
 from ..blocks.stem import patch_stem
 from ..blocks.tables import PositionEmbedding
 from .keys import KeyMap, Rewrite, View, linear_shape, rename

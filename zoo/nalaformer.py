@@ -20,8 +20,8 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import Branch, Parts
 from ..blocks.mixers import Mixer, MixerFactory
-from ..blocks.stage import Branch, Parts
 from . import ravlt
 from .keys import KeyMap, View, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, resolve_mixer

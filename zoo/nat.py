@@ -23,12 +23,12 @@ from functools import partial
 
 from timm.layers import LayerNorm2d
 
+from ..blocks.block import MIXER, Branch, Factory, MixerSlot, Parts
 from ..blocks.channel import mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.init import pointwise_normal
 from ..blocks.mixers import Mixer
 from ..blocks.scale import layer_scale
-from ..blocks.stage import MIXER, Branch, Factory, MixerSlot, Parts
 from ..blocks.stem import double_conv_stem, whole_patch_stem
 from . import swin
 from .keys import rename

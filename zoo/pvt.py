@@ -22,12 +22,13 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Branch, Factory
 from ..blocks.channel import ChannelFactory, depthwise_mlp, mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.geometry import num_heads_for
 from ..blocks.init import conv_normal, pointwise_normal
 from ..blocks.mixers import Mixer, MixerFactory
-from ..blocks.stage import MIXER, Branch, Factory, TokenStage
+from ..blocks.stage import TokenStage
 from ..blocks.stem import patch_stem
 from ..blocks.tables import PositionEmbedding
 from ..blocks.tokens import ClassToken

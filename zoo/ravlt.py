@@ -17,13 +17,13 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ..blocks.block import MIXER, Branch
 from ..blocks.channel import residual_depthwise_mlp
 from ..blocks.conv import depthwise_conv, pointwise_norm_act
 from ..blocks.downsample import strided_conv
 from ..blocks.init import linear_trunc_normal
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.scale import layer_scale
-from ..blocks.stage import MIXER, Branch
 from ..blocks.stem import deep_stem
 from .keys import KeyMap, View, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer

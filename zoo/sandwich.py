@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..blocks.block import Branch
 from ..blocks.downsample import sandwich_merging
 from ..blocks.init import linear_trunc_normal
 from ..blocks.mixers import Mixer
-from ..blocks.stage import Branch
 from ..blocks.stem import conv_stem
 from .keys import KeyMap, Rewrite
 from .spec import BackboneSpec, HeadSpec, StageSpec, Variant, Weights

@@ -11,11 +11,12 @@ from timm.layers import Format
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..blocks.block import BlockSite, MixerChoice, build_block, parts_of
 from ..blocks.deploy import deploy_form
 from ..blocks.geometry import Size, conv_out_size, total_stride
 from ..blocks.head import ClassifierHead
 from ..blocks.mixers.random import MatrixMixer
-from ..blocks.stage import BlockSite, CrossStage, MixerChoice, Stage, TokenStage, build_block, parts_of
+from ..blocks.stage import CrossStage, Stage, TokenStage
 from ..blocks.tables import GridModule
 from . import weights
 from .errors import DeployFormError

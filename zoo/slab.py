@@ -23,10 +23,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ..blocks.block import MIXER, Factory
 from ..blocks.downsample import patch_merging
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.prepbn import PUBLISHED_STEPS, RepBN, prepbn
-from ..blocks.stage import MIXER, Factory
 from ..blocks.unused import Unused
 from . import cswin, deit, pvt, swin
 from .keys import Rule, View, flat_grid, rename

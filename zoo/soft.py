@@ -24,12 +24,13 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Branch, Plain
 from ..blocks.channel import mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.init import conv_normal
 from ..blocks.mixers import Mixer, MixerFactory
 from ..blocks.projection import SplitProjection
-from ..blocks.stage import MIXER, Branch, Plain, Stage, TokenStage
+from ..blocks.stage import Stage, TokenStage
 from ..blocks.stem import deep_stem
 from ..blocks.tables import PositionEmbedding
 from ..blocks.tokens import ClassToken

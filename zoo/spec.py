@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from ..blocks.block import Alternate, Factory, Parts
 from ..blocks.downsample import DownsampleFactory
 from ..blocks.geometry import Size
 from ..blocks.init import keep_defaults
 from ..blocks.mixers import MIXERS, Mixer, MixerFactory
-from ..blocks.stage import Alternate, CrossStage, Factory, Parts, Stage
+from ..blocks.stage import CrossStage, Stage
 from ..blocks.stem import StemFactory
 from .errors import MixzooError, UnknownNameError
 from .keys import KeyMap

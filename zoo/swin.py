@@ -21,11 +21,11 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Branch, Factory, Parts
 from ..blocks.channel import mlp
 from ..blocks.downsample import DownsampleFactory, patch_merging
 from ..blocks.init import trunc_normal
 from ..blocks.mixers import Mixer, MixerFactory
-from ..blocks.stage import MIXER, Branch, Factory, Parts
 from ..blocks.stem import whole_patch_stem
 from .keys import KeyMap, Layout, Rule, View, flat_grid, linear_shape, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights, resolve_mixer

@@ -14,12 +14,12 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from ..blocks.block import MIXER, Branch
 from ..blocks.channel import depthwise_mlp
 from ..blocks.downsample import strided_conv
 from ..blocks.init import fan_out_normal
 from ..blocks.mixers import Mixer
 from ..blocks.scale import layer_scale
-from ..blocks.stage import MIXER, Branch
 from ..blocks.stem import patch_stem
 from .keys import KeyMap, rename
 from .spec import BackboneSpec, StageSpec, Variant, Weights
