@@ -145,11 +145,23 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, region: Size, topk: int | None, num_
     rows = _rows(_routes(queries, sources[0][..., : widths[0]], size, region, topk))
     gathered = rows.shape[1] * queries.shape[1] * sum(widths)  # elements for one region
     step, parts = max(1, GATHERED_AT_ONCE // gathered), []
-    for some, chosen in zip(queries.split(step), rows.split(step), strict=True):
-        found = [x.flatten(1).index_select(0, chosen.flatten()).view(len(some), -1, x.shape[2]) for x in sources]
-        keys, values = (_heads(x, num_heads) for x in (found[0].split(widths, 2) if len(found) == 1 else found))
-        parts.append(F.scaled_dot_product_attention(_heads(some, num_heads), keys, values, scale=scale))
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
+        found = [x.flatten(1).index_select(0, chosen.flatten()).view(len(chosen), -1, x.shape[2]) for x in sources]
+        if start + step >= len(rows):
+            sources.clear()  # the memory may serve the answers
+        parts.append(_attend_gathered(queries[start : start + step], found, widths, num_heads, scale))
+    del queries, found
     return _whole(parts[0] if len(parts) == 1 else torch.cat(parts), region, size)
+
+
+def _attend_gathered(
+    queries: Tensor, gathered: list[Tensor], widths: tuple[int, int], num_heads: int, scale: float
+) -> Tensor:
+    """(B * R, T, C) to keys and values (B * R, M, C) and (B * R, M, E), or both in one -> (B * R, heads, T, D)."""
+    k, v = gathered if len(gathered) == 2 else gathered[0].split(widths, 2)
+    q, k, v = (_heads(x, num_heads) for x in (queries, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def _joined(k: Tensor, v: Tensor) -> Tensor | None:
