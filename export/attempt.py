@@ -105,7 +105,7 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
 def _write_all(job: Job, target: Target, folder: Path, reference: Reference, axes: Axes) -> tuple[Written, ...]:
     """A file for each combination of asked sizes and batches that ``axes`` leave fixed."""
     sizes = [job.sizes] if "height" in axes else [(size,) for size in job.sizes]
-    batches = [job.batches] if "batch" in axes else [(batch,) for batch in job.batches]
+    batches = [job.batches] if "batch" in axes or not target.batched else [(batch,) for batch in job.batches]
     files = []
     for some_sizes in sizes:
         for some_batches in batches:
@@ -135,7 +135,7 @@ def _write_one(
     _check_open(facts, axes)
     job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")
     runner = target.load(path, torch.get_num_threads())
-    checks = verify(reference, runner, cases, takes_one="batch" in axes)
+    checks = verify(reference, runner, cases, takes_one="batch" in axes or not target.batched)
     return Written(path, facts, tuple(checks), time(reference, runner, cases[0]))
 
 

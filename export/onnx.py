@@ -57,6 +57,7 @@ class OnnxTarget:
     extra = "onnx"
     suffix = ".onnx"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
+    batched = True
     packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
     runtime = "ONNX Runtime on the CPU"
 

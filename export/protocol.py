@@ -87,6 +87,7 @@ class Target(Protocol):
         extra: the extra of mixzoo that installs what it needs.
         suffix: of the file that it writes, with the dot.
         axes: the sets of axes that it can leave open, widest first, the empty one last.
+        batched: whether a file takes a batch; where not, one file serves every batch, image by image.
         packages: distributions whose versions belong in a manifest.
         runtime: what runs a file here, in words.
     """
@@ -95,6 +96,7 @@ class Target(Protocol):
     extra: str
     suffix: str
     axes: Sequence[Axes]
+    batched: bool
     packages: Sequence[str]
     runtime: str
 

@@ -9,11 +9,12 @@ from .onnx import OnnxTarget
 from .protocol import FileFacts, Runner, Target, TensorInfo
 from .runtimes.executorch import ExecuTorchTarget
 from .runtimes.litert import LiteRtTarget
+from .runtimes.ncnn import NcnnTarget
 from .runtimes.openvino import OpenVinoTarget
 
 __all__ = ["TARGETS", "FileFacts", "Runner", "Target", "TensorInfo", "get_target", "get_targets"]
 
-_ALL: tuple[Target, ...] = (OnnxTarget(), OpenVinoTarget(), LiteRtTarget(), ExecuTorchTarget())
+_ALL: tuple[Target, ...] = (OnnxTarget(), OpenVinoTarget(), LiteRtTarget(), ExecuTorchTarget(), NcnnTarget())
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 

@@ -45,6 +45,7 @@ class ProgramTarget:
 
     name, extra, suffix, packages, runtime = "program", "none", ".pt2", (), "torch"
     axes = (AXES, ("batch",), ())
+    batched = True
 
     def __init__(self, damage: Damage = lambda outputs: outputs) -> None:
         self.damage = damage

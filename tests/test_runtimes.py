@@ -7,11 +7,14 @@ from pathlib import Path
 
 import mixzoo
 import pytest
+import torch
 from export_doubles import Pyramid, mixed, small, stage
 from mixzoo.export import ExportError, IncompleteError
 from mixzoo.export.report import summary
+from mixzoo.export.runtimes import ncnn as ncnn_target
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.fill import fill_
+from torch import Tensor, nn
 
 RUNTIMES = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
@@ -33,7 +36,8 @@ def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
     assert 0 < item["max_rank"] <= 5 and item["nodes"] == sum(item["operators"].values()) > 20
     assert [t["shape"][1] for t in item["inputs"]] == [3] and item["outputs"][0]["shape"][-1] == 10
     if not report.dynamic_axes:
-        assert item["inputs"][0]["shape"] == [2, 3, 64, 96] and item["outputs"][0]["shape"] == [2, 10]
+        batch = 2 if TARGETS[name].batched else 1
+        assert item["inputs"][0]["shape"] == [batch, 3, 64, 96] and item["outputs"][0]["shape"] == [batch, 10]
     assert item["bytes"] + sum(c["bytes"] for c in item["companions"]) > 4 * content["parameters"] * 0.9
     assert all(c["error"] <= 1e-4 < 1e-2 < c["negative_control"] for c in item["checks"])
     assert item["latency"]["file_ms"] > 0 and item["latency"]["batch"] == 2
@@ -63,6 +67,53 @@ def test_other_targets_go_on_where_one_fails(tmp_path: Path, monkeypatch: pytest
     (report,) = caught.value.reports
     assert report.target == "program" and report.files[0].is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["program"]
+
+
+@pytest.mark.skipif(bool(TARGETS["ncnn"].unavailable()), reason=str(TARGETS["ncnn"].unavailable()))
+def test_ncnn_serves_every_batch_with_one_file(tmp_path: Path) -> None:
+    (report,) = mixzoo.export(small(), to="ncnn", out=tmp_path, name="one", sizes="37x51", batches="1,3")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.param", "one.bin", "manifest.json", "summary.md"}
+    checks = report.manifest["artifacts"][0]["checks"]
+    assert [check["batch"] for check in checks] == [1, 3] and checks[1]["batch_against_single"] == 0
+
+
+@pytest.mark.skipif(bool(TARGETS["ncnn"].unavailable()), reason=str(TARGETS["ncnn"].unavailable()))
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo '############# pass_level2' >&2; kill -SEGV $$", "pnnx crashed with SIGSEGV in its pass_level2"),
+        ("echo 'no such thing' >&2; exit 3", r"pnnx failed with code 3 \(no such thing\)"),
+        ("exec sleep 60", "pnnx did not finish in 1 s, and was stopped"),
+        ("exit 0", "pnnx wrote no ncnn files: it does not say why"),
+    ],
+)
+def test_a_converter_that_dies_is_one_sentence(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pnnx
+
+    program = tmp_path / "pnnx"
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(pnnx, "EXEC_PATH", str(program))
+    monkeypatch.setattr(ncnn_target, "_LIMIT", 1)
+    with pytest.raises(ExportError, match=message):
+        mixzoo.export(small(), to="ncnn", out=tmp_path / "out", sizes="40")
+    assert not (tmp_path / "out").exists()
+
+
+class Erfcx(nn.Module):
+    """The scaled complementary error function, which no converter to ncnn knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.erfcx(x).mean((2, 3))
+
+
+@pytest.mark.skipif(bool(TARGETS["ncnn"].unavailable()), reason=str(TARGETS["ncnn"].unavailable()))
+def test_an_operator_that_ncnn_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"ncnn has no layer for what pnnx left in PyTorch's form: .*erfcx"):
+        mixzoo.export(Erfcx().eval(), to="ncnn", out=tmp_path / "out", sizes="40")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_opset_without_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "litert": ("litert_torch", "ai_edge_litert"),
     "executorch": ("executorch",),
+    "ncnn": ("ncnn", "pnnx"),
     "train": ("sklearn", "matplotlib", "pydantic"),
 }
 

@@ -48,6 +48,7 @@ class ExecuTorchTarget:
     extra = "executorch"
     suffix = ".pte"
     axes: Sequence[Axes] = (AXES, ())
+    batched = True
     packages: Sequence[str] = ("executorch",)
     runtime = "ExecuTorch with XNNPACK on the CPU"
 

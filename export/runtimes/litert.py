@@ -54,6 +54,7 @@ class LiteRtTarget:
     extra = "litert"
     suffix = ".tflite"
     axes: Sequence[Axes] = ((),)
+    batched = True
     packages: Sequence[str] = ("litert-torch", "ai-edge-litert")
     runtime = "LiteRT with XNNPACK on the CPU"
 

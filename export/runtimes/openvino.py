@@ -55,6 +55,7 @@ class OpenVinoTarget:
     extra = "openvino"
     suffix = ".xml"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
+    batched = True
     packages: Sequence[str] = ("openvino",)
     runtime = "OpenVINO on the CPU, in float32"
 

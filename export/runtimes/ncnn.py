@@ -1,0 +1,241 @@
+"""ncnn: ``.param`` with its weights in ``.bin`` beside it, converted by pnnx, run by ncnn on the CPU.
+
+ncnn has no batch axis: a file takes one image, and the runner gives it the images of a batch one after another. Height
+and width are fixed. pnnx would round the weights to float16 unless told otherwise, and ncnn compute in float16 or
+bfloat16 where the processor can; here weights and arithmetic are float32.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...zoo.extras import missing, require
+from ..capture import Capture, first_cause, quiet
+from ..errors import ExportError
+from ..options import check_options
+from ..protocol import FileFacts, TensorInfo
+from ..shapes import Axes
+
+_LIMIT = 600  # seconds for pnnx: what works takes a few
+_HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
+_INPUT = "Input"
+_NOT_COUNTED = (_INPUT, "MemoryData", "Split")  # they hold and name tensors
+
+
+class NcnnRunner:
+    """An ncnn file on the CPU, in float32; it runs a batch image by image.
+
+    Args:
+        path: the ``.param`` file.
+        threads: that it may use; ncnn's choice by default.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.ncnn = require("ncnn", extra="ncnn")
+        self.net = self.ncnn.Net()
+        for option in _HALF:
+            setattr(self.net.opt, option, False)
+        if threads is not None:
+            self.net.opt.num_threads = threads
+        if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
+            raise RuntimeError(f"ncnn cannot read {path.name}")
+        self.input_name = self.net.input_names()[0]
+        self.output_names = sorted(self.net.output_names(), key=lambda name: int(name.removeprefix("out")))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output, computed image by image."""
+        images = [self.tensors(image, self.output_names) for image in x]
+        return [np.stack(output) for output in zip(*images, strict=True)]
+
+    def tensors(self, image: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+        """One image (C, H, W) -> the tensors called ``names``, which have no batch axis.
+
+        Raises:
+            RuntimeError: ncnn cannot compute one.
+        """
+        extractor = self.net.create_extractor()
+        extractor.set_light_mode(False)
+        extractor.input(self.input_name, self.ncnn.Mat(np.ascontiguousarray(image)).clone())
+        return [self._extract(extractor, name) for name in names]
+
+    def _extract(self, extractor: Any, name: str) -> np.ndarray:
+        code, tensor = extractor.extract(name)
+        if code:
+            raise RuntimeError(f"ncnn cannot compute {name}: it gives code {code}")
+        return np.array(tensor)
+
+
+class NcnnTarget:
+    """``.param`` and ``.bin`` files. It has no options."""
+
+    name = "ncnn"
+    extra = "ncnn"
+    suffix = ".param"
+    axes: Sequence[Axes] = ((),)
+    batched = False
+    packages: Sequence[str] = ("ncnn", "pnnx")
+    runtime = "ncnn on the CPU, in float32, image by image"
+
+    def unavailable(self) -> str | None:
+        """Which packages are missing, with the command that installs them."""
+        return missing(self.extra, "Exporting to ncnn")
+
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
+        """Write ``capture``, for one image; see `Target.export`."""
+        check_options(self.name, options)
+        image = capture.example[:1]
+        with TemporaryDirectory() as folder:
+            traced = Path(folder) / "model.pt"
+            _trace(capture.module, image, traced)
+            _convert(traced, image, path)
+        path.write_text(_with_shape(path.read_text(), image))
+        _check_layers(path)
+
+    def load(self, path: Path, threads: int | None = None) -> NcnnRunner:
+        """The files in ncnn."""
+        return NcnnRunner(path, threads)
+
+    def describe(self, path: Path) -> FileFacts:
+        """What the files say of themselves, and the shapes that a run with a black image shows."""
+        layers = _layers(path.read_text())
+        shape = _shape(layers)
+        runner = NcnnRunner(path)
+        black = np.zeros(shape, dtype=np.float32)
+        ranks = [t.ndim for t in runner.tensors(black, [name for layer in layers for name in _outputs(layer)])]
+        outputs = dict(zip(runner.output_names, runner.tensors(black, runner.output_names), strict=True))
+        counted = Counter(layer[0] for layer in layers if layer[0] not in _NOT_COUNTED)
+        return FileFacts(
+            inputs=(TensorInfo(runner.input_name, "float32", (1, *shape)),),
+            outputs=tuple(TensorInfo(name, "float32", (1, *t.shape)) for name, t in outputs.items()),
+            operators=dict(counted.most_common()),
+            max_rank=max(ranks),
+        )
+
+
+# writing
+
+
+class _Plain(TorchFunctionMode):
+    """Writes in several functions what pnnx does not know as one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _PARTS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a * b if value == 1 else a * b * value)
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """With a constant for the one of weight and bias that is absent: pnnx converts both or neither."""
+    if (weight is None) != (bias is None):
+        weight = _constant(1, shape) if weight is None else weight
+        bias = _constant(0, shape) if bias is None else bias
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+def _constant(value: float, shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
+
+
+_PARTS: dict[Any, Any] = {torch.addcmul: _addcmul, Tensor.addcmul: _addcmul, F.layer_norm: _layer_norm}
+
+
+def _trace(module: nn.Module, image: Tensor, path: Path) -> None:
+    try:
+        with quiet(), torch.no_grad(), _Plain():
+            torch.jit.trace(module, image, check_trace=False, strict=False).save(str(path))
+    except Exception as error:  # whatever tracing raises
+        raise ExportError(f"torch.jit.trace cannot capture the model: {first_cause(error)}") from error
+
+
+def _convert(traced: Path, image: Tensor, path: Path) -> None:
+    """Run pnnx in a process of its own, which may crash, and keep the two files that ncnn reads."""
+    shape = ",".join(map(str, image.shape))
+    weights = path.with_suffix(".bin")
+    command = [require("pnnx", extra="ncnn").EXEC_PATH, traced.name, f"inputshape=[{shape}]f32", "fp16=0"]
+    command += [f"ncnnparam={path.resolve()}", f"ncnnbin={weights.resolve()}"]
+    try:
+        done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True, timeout=_LIMIT)
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"pnnx did not finish in {_LIMIT} s{_stage(error.stderr)}, and was stopped") from error
+    if done.returncode:
+        raise ExportError(f"pnnx {_ending(done)}{_stage(done.stderr)}")
+    if not (path.is_file() and weights.is_file()):
+        raise ExportError(f"pnnx wrote no ncnn files{_stage(done.stderr)}: {_last_line(done.stderr)}")
+
+
+def _ending(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"crashed with {signal.Signals(-done.returncode).name}"
+    return f"failed with code {done.returncode} ({_last_line(done.stderr)})"
+
+
+def _stage(log: str | bytes | None) -> str:
+    """In which of its passes pnnx was, from what it printed."""
+    text = log.decode(errors="replace") if isinstance(log, bytes) else log or ""
+    passes = [line.strip("# ") for line in text.splitlines() if line.startswith("#####")]
+    return f" in its {passes[-1]}" if passes else ""
+
+
+def _last_line(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith("#")]
+    return lines[-1].strip()[:200] if lines else "it does not say why"
+
+
+def _check_layers(path: Path) -> None:
+    """See that ncnn has every layer: pnnx writes those that it cannot convert under PyTorch's names."""
+    ncnn = require("ncnn", extra="ncnn")
+    kinds = Counter(layer[0] for layer in _layers(path.read_text()))
+    unknown = {kind: count for kind, count in kinds.most_common() if ncnn.layer_to_index(kind) < 0}
+    if unknown:
+        listed = ", ".join(f"{kind} {count}" for kind, count in unknown.items())
+        raise ExportError(f"ncnn has no layer for what pnnx left in PyTorch's form: {listed}")
+
+
+# the text of a .param file: two lines of counts, then a layer a line: kind, name, numbers of inputs and outputs, their
+# names, and its options as key=value
+
+
+def _layers(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()[2:] if line.strip()]
+
+
+def _outputs(layer: Sequence[str]) -> Sequence[str]:
+    inputs, outputs = int(layer[2]), int(layer[3])
+    return layer[4 + inputs : 4 + inputs + outputs]
+
+
+def _with_shape(text: str, image: Tensor) -> str:
+    """The file with the shape of its input, which pnnx leaves out."""
+    _, channels, height, width = image.shape
+    lines = text.splitlines()
+    index = next(i for i, line in enumerate(lines) if line.split()[0] == _INPUT)
+    lines[index] += f" 0={width} 1={height} 2={channels}"
+    return "\n".join([*lines, ""])
+
+
+def _shape(layers: Sequence[Sequence[str]]) -> tuple[int, int, int]:
+    """(C, H, W) of the input."""
+    layer = next(layer for layer in layers if layer[0] == _INPUT)
+    options = dict(option.split("=") for option in layer if "=" in option)
+    return int(options["2"]), int(options["1"]), int(options["0"])
