@@ -5,7 +5,8 @@ Paper: arXiv:2501.16182. Weights: MIT. Facts: github.com/ChuanyangZheng/L2ViT at
 Even blocks attend inside windows that stay where they are, odd ones linearly to everything, followed by a branch of two
 depthwise 7x7 convolutions that brings back what is near. Depthwise 3x3 convolutions give positions, so that nothing is
 bound to a map size. Images that do not divide into patches, and maps that do not divide into windows, are zero-padded
-at the bottom and right as in the official code; the padding of windows takes part in their attention.
+at the bottom and right as in the official code; the padding of windows takes part in their attention. An exported graph
+leaves height and width open where it is made at a size whose last map is more than one window, as 256 x 256.
 
 The weights pretrained on ImageNet-22k have the classes of the authors' own copy of it, of which their code says 21,841.
 """
