@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
@@ -65,9 +66,17 @@ def num_heads_for(dim: int, head_dim: float) -> int:
 
 @register_notrace_function
 def pad_to_least(x: Tensor, least: Size) -> Tensor:
-    """Zero-pad (B, C, H, W) at the bottom and right where it is smaller than ``least``."""
-    pad_h, pad_w = max(0, least[0] - x.shape[-2]), max(0, least[1] - x.shape[-1])
-    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+    """Zero-pad (B, C, H, W) at the bottom and right where it is smaller than ``least``.
+
+    A side that a graph leaves open is padded always, by nothing where it is large enough.
+    """
+    pad_h, pad_w = (_at_least_zero(side - n) for n, side in zip(x.shape[-2:], least, strict=True))
+    return F.pad(x, (0, pad_w, 0, pad_h)) if not known(pad_h, pad_w) or pad_h or pad_w else x
+
+
+def _at_least_zero(number: int) -> int:
+    """``max(0, number)``, without a branch where it is a symbol of a graph."""
+    return torch.sym_max(0, number) if isinstance(number, torch.SymInt) else max(0, number)
 
 
 def resize_table(table: Tensor, size: Size, mode: str = "bicubic") -> Tensor:

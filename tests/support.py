@@ -48,6 +48,18 @@ def image(shape: tuple[int, ...] | list[int], seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)))
 
 
+def foreign(program: torch.export.ExportedProgram) -> list[str]:
+    """What other runtimes lack in a graph: transforms, complex numbers, unfolding, tensors of more than five axes."""
+    found = []
+    for node in program.graph.nodes:
+        values = node.meta.get("val")
+        tensors = [v for v in (values if isinstance(values, tuple | list) else [values]) if isinstance(v, torch.Tensor)]
+        named = any(word in str(node.target) for word in ("fft", "complex", "im2col", "unfold"))
+        if named or any(t.is_complex() or t.ndim > 5 for t in tensors):
+            found.append(f"{node.target}: {[tuple(t.shape) for t in tensors]}")
+    return found
+
+
 def rel_err(out: torch.Tensor, ref: torch.Tensor | np.ndarray) -> float:
     """max |out - ref| / max |ref|; infinite where anything is not finite."""
     reference = torch.as_tensor(ref).double()

@@ -1,4 +1,8 @@
-"""Every mixer leaves as an ONNX file that computes what it does: in one shell, and in all of them. Takes hours."""
+"""Every mixer leaves as an ONNX file that computes what it does, and every shell with some mixers. Takes an hour.
+
+That any mixer works in any shell, deployed and at odd sizes, is what `test_mixers` shows, and that its graph holds at
+any size what `test_open_sizes` does. What is left is how the operators of a mixer, and those of a shell, are written.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ from pathlib import Path
 import mixzoo
 import pytest
 from mixzoo.blocks.mixers import MIXERS
+from mixzoo.export.shapes import AXES
 from test_mixers import SHELLS, side
+from test_open_sizes import CLOSED
 
 pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
+STEP = 7  # of pairs of shell and mixer, one is exported
 DEPTH = 2  # windows move between blocks, and tokens pass from one to the next
 
 
@@ -20,15 +27,21 @@ def test_every_mixer_exports(mixer: str, tmp_path: Path) -> None:
     model = mixzoo.create_model(
         "deit", depth=DEPTH, dim=48, class_token=False, num_classes=5, img_size=128, mixer=mixer
     )
-    options = {"sizes": ((128, 96), (80, 144)), "batches": (1, 2), "dynamic": ("batch",)}
-    (report,) = mixzoo.export(model, out=tmp_path, name=mixer, **options)
-    assert report.error <= 1e-4 and report.dynamic_axes == ("batch",)
+    (report,) = mixzoo.export(model, out=tmp_path, name=mixer, sizes=((128, 96), (80, 144)), batches=(1, 2))
+    assert report.error <= 1e-4 and report.dynamic_axes == (("batch",) if mixer in CLOSED else AXES)
+    content = report.manifest
+    assert content["max_rank"] <= 5 and not {"DFT", "STFT", "Col2Im"} & set(content["artifacts"][0]["operators"])
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("shell", SHELLS)
-def test_every_mixer_exports_from_every_shell(shell: str, mixer: str, tmp_path: Path) -> None:
+def some_pairs() -> list[tuple[str, str]]:
+    """Each shell with every seventh mixer, so that each mixer is in three shells."""
+    return [(s, m) for i, s in enumerate(SHELLS) for j, m in enumerate(MIXERS) if (i + j) % STEP == 0]
+
+
+@pytest.mark.parametrize(("shell", "mixer"), some_pairs())
+def test_shells_export_with_any_mixer(shell: str, mixer: str, tmp_path: Path) -> None:
     edge = side(shell)
     model = mixzoo.create_model(shell, num_classes=5, img_size=edge, mixer=mixer, **SHELLS[shell])
-    (report,) = mixzoo.export(model, out=tmp_path, sizes=((edge, edge), (edge, edge + 32)), batches=(1, 2))
-    assert report.error <= 1e-4
+    options = {"sizes": ((edge, edge), (edge, edge + 32)), "batches": (1, 2), "dynamic": ("batch",)}
+    (report,) = mixzoo.export(model, out=tmp_path, **options)
+    assert report.error <= 1e-4 and report.dynamic_axes == ("batch",)

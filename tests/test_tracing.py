@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from mixzoo.zoo.shell import Backbone
 from small import KINDS, shallow
-from support import TOLERANCE, image, rel_err
+from support import TOLERANCE, foreign, image, rel_err
+from torch import nn
 
 EQUAL = TOLERANCE[torch.float64]
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "identityformer_s12")  # the same operators as others
@@ -25,11 +27,29 @@ def test_export_with_any_batch(name: str) -> None:
     model = small(name)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (image((2, 3, *SIZE)),), dynamic_shapes=({0: batch},))
+    assert not foreign(program)
     with torch.no_grad():
         for count in (1, 2, 5):
             x = image((count, 3, *SIZE), seed=count)
             assert rel_err(program.module()(x), model(x)) < EQUAL
         assert rel_err(program.module()(x.flip(3)), model(x)) > 100 * EQUAL
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.fft.rfft2(x).abs(),
+        lambda x: torch.nn.functional.unfold(x, 3),
+        lambda x: x.reshape(1, 3, 2, 2, 2, 2),
+        lambda x: torch.complex(x, x).real,
+    ],
+)
+def test_what_other_runtimes_lack_is_seen(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Made(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return make(x)
+
+    assert foreign(torch.export.export(Made(), (image((1, 3, 4, 4)),)))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ...kernels.dispatch import known
 from ..geometry import Size
 
 
@@ -20,9 +21,9 @@ def resize_mixing(matrix: Tensor, grid: Size, size: Size) -> Tensor:
     """An (N, N) mixing matrix of ``grid`` for another ``size``: (N', N').
 
     Both position axes are resized bilinearly, and the result is scaled by N / N', so that a position still takes the
-    same total weight from the map. The same matrix is returned where the sizes agree.
+    same total weight from the map. The same matrix is returned where the sizes agree and no graph leaves them open.
     """
-    if size == grid:
+    if known(*size) and size == grid:
         return matrix
     (h, w), (height, width) = grid, size
     columns = F.interpolate(matrix.reshape(1, h * w, h, w), size=size, mode="bilinear", align_corners=False)
