@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..zoo.errors import MissingExtraError
-from ..zoo.files import atomic_dir
+from ..zoo.files import atomic_dir, remove
 from . import report as reports
 from .attempt import PATIENCE, Job, write
 from .errors import ExportError
@@ -134,7 +134,7 @@ def _remove_superseded(folder: Path, previous: Mapping[str, Any] | None, content
     """Delete files of an earlier export of the same model that the new one did not replace."""
     for name in _files(previous or {}) - _files(content):
         if name == Path(name).name:
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
 
 
 def _files(content: Mapping[str, Any]) -> set[str]:

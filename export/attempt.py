@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..zoo.files import remove
 from .capture import AXIS_INDEX, Capture, first_cause
 from .errors import ExportError, UnprovableError, VerificationError
 from .latency import Latency, time
@@ -32,13 +33,13 @@ class Written:
         path: where it is.
         facts: what it says of itself.
         checks: what was seen at each shape.
-        latency: at the first of them.
+        latency: at the first of them; None where the runtime itself does not run here.
     """
 
     path: Path
     facts: FileFacts
     checks: tuple[Check, ...]
-    latency: Latency
+    latency: Latency | None
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def _write_one(
     job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")
     runner = target.load(path, torch.get_num_threads())
     checks = verify(reference, runner, cases, takes_one="batch" in axes or not target.batched)
-    return Written(path, facts, tuple(checks), time(reference, runner, cases[0]))
+    latency = time(reference, runner, cases[0]) if target.timed else None
+    return Written(path, facts, tuple(checks), latency)
 
 
 def _probe(capture: Capture, reference: Reference) -> None:
@@ -209,4 +211,4 @@ def describe_axes(axes: Axes) -> str:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        path.unlink()
+        remove(path)

@@ -68,9 +68,19 @@ class Capture:
         Raises:
             Exception: any, where sizes in the graph do not fit ``x``.
         """
-        module = self.program.module
         with quiet(), torch.no_grad():
-            return (module(check_guards=False) if _guarded(module) else module()).forward(x)  # no checks of the input
+            return self.arithmetic().forward(x)  # no checks of the input
+
+    def arithmetic(self) -> torch.fx.GraphModule:
+        """The graph as a module of its own, without torch.export's checks of the input.
+
+        Raises:
+            ExportError: torch.export cannot capture the module with these axes open.
+        """
+        module = self.program.module
+        graph = module(check_guards=False) if _guarded(module) else module()
+        assert isinstance(graph, torch.fx.GraphModule)
+        return graph
 
     def refuses(self, x: Tensor) -> str | None:
         """What torch.export took for constant that would have to change for input ``x``; None if nothing.

@@ -60,6 +60,7 @@ class OnnxTarget:
     batched = True
     packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
     runtime = "ONNX Runtime on the CPU"
+    timed = True
 
     def unavailable(self) -> str | None:
         """Which packages are missing, with the command that installs them."""

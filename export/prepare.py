@@ -194,12 +194,25 @@ def _checkpoint_label(path: str | Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, hexadecimal; of a folder, that of the lines "digest  path" of its files in order of paths.
+
+    Paths are relative, with slashes, in the order of their bytes: `LC_ALL=C sort -k2` puts sha256sum's lines so.
+    """
     digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+        digest.update("".join(f"{sha256(file)}  {name}\n" for name, file in files).encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of every file in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _origin(module: nn.Module) -> str:

@@ -85,11 +85,12 @@ class Target(Protocol):
     Attributes:
         name: as in ``--to``.
         extra: the extra of mixzoo that installs what it needs.
-        suffix: of the file that it writes, with the dot.
+        suffix: of the file or folder that it writes, with the dot.
         axes: the sets of axes that it can leave open, widest first, the empty one last.
         batched: whether a file takes a batch; where not, one file serves every batch, image by image.
         packages: distributions whose versions belong in a manifest.
         runtime: what runs a file here, in words.
+        timed: whether that is the runtime itself, so that its speed says something.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Target(Protocol):
     batched: bool
     packages: Sequence[str]
     runtime: str
+    timed: bool
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write or run it, in one sentence with the remedy; None where it can."""
@@ -109,7 +111,8 @@ class Target(Protocol):
 
         Args:
             capture: the model, an example of its input, and the axes to leave open, one set of `axes`.
-            path: the file to write; companions such as weight files go beside it, under its name with another suffix.
+            path: the file or folder to write; companions such as weight files go beside it, under its name with another
+                suffix.
             options: of this target; an unknown one is an error.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .attempt import Outcome, Written, describe_axes
 from .latency import Latency
-from .prepare import Prepared, sha256
+from .prepare import Prepared, sha256, size_of
 from .protocol import Delegated, Target, TensorInfo
 from .shapes import Axes, size_name
 from .verify import CONTROL, CONTROL_MARGIN, TOLERANCE, Check
@@ -110,9 +110,9 @@ def _artifact(written: Written) -> dict[str, Any]:
     companions = sorted(p for p in path.parent.iterdir() if p != path and p.name.startswith(f"{path.stem}."))
     return {
         "file": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": size_of(path),
         "sha256": sha256(path),
-        "companions": [{"file": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in companions],
+        "companions": [{"file": p.name, "bytes": size_of(p), "sha256": sha256(p)} for p in companions],
         "inputs": [_tensor(t) for t in facts.inputs],
         "outputs": [_tensor(t) for t in facts.outputs],
         "nodes": sum(facts.operators.values()),
@@ -125,7 +125,9 @@ def _artifact(written: Written) -> dict[str, Any]:
     }
 
 
-def _latency(latency: Latency) -> dict[str, Any]:
+def _latency(latency: Latency | None) -> dict[str, Any] | None:
+    if latency is None:
+        return None
     return {
         "batch": latency.case.batch,
         "height": latency.case.size[0],
@@ -259,7 +261,8 @@ _BUSY = 1.0  # load from which figures are marked
 
 
 def _speed(item: dict[str, Any]) -> list[tuple[str, str]]:
-    t = item["latency"]
+    if not (t := item["latency"]):
+        return [("time", "not taken: the runtime itself does not run here")]
     where = f"batch {t['batch']}, {size_name((t['height'], t['width']))}, {t['threads']} threads"
     where += f", load {t['machine_load']:.1f}" if t["machine_load"] > _BUSY else ""
     ratio = t["times_faster"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..zoo.errors import UnknownNameError
 from .onnx import OnnxTarget
 from .protocol import FileFacts, Runner, Target, TensorInfo
+from .runtimes.coreml import CoreMlTarget
 from .runtimes.executorch import ExecuTorchTarget
 from .runtimes.litert import LiteRtTarget
 from .runtimes.ncnn import NcnnTarget
@@ -14,7 +15,14 @@ from .runtimes.openvino import OpenVinoTarget
 
 __all__ = ["TARGETS", "FileFacts", "Runner", "Target", "TensorInfo", "get_target", "get_targets"]
 
-_ALL: tuple[Target, ...] = (OnnxTarget(), OpenVinoTarget(), LiteRtTarget(), ExecuTorchTarget(), NcnnTarget())
+_ALL: tuple[Target, ...] = (
+    OnnxTarget(),
+    OpenVinoTarget(),
+    LiteRtTarget(),
+    ExecuTorchTarget(),
+    NcnnTarget(),
+    CoreMlTarget(),
+)
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 

@@ -40,7 +40,10 @@ def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
         assert item["inputs"][0]["shape"] == [batch, 3, 64, 96] and item["outputs"][0]["shape"] == [batch, 10]
     assert item["bytes"] + sum(c["bytes"] for c in item["companions"]) > 4 * content["parameters"] * 0.9
     assert all(c["error"] <= 1e-4 < 1e-2 < c["negative_control"] for c in item["checks"])
-    assert item["latency"]["file_ms"] > 0 and item["latency"]["batch"] == 2
+    if TARGETS[name].timed:
+        assert item["latency"]["file_ms"] > 0 and item["latency"]["batch"] == 2
+    else:
+        assert item["latency"] is None and "not taken" in summary(content)
     assert (item["delegated"] is not None) == (name in ACCELERATED)
     if item["delegated"]:
         part = item["delegated"]

@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "litert": ("litert_torch", "ai_edge_litert"),
     "executorch": ("executorch",),
     "ncnn": ("ncnn", "pnnx"),
+    "coreml": ("coremltools",),
     "train": ("sklearn", "matplotlib", "pydantic"),
 }
 

@@ -38,9 +38,10 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 @contextmanager
 def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary directory whose files move into ``path`` only if the block succeeds.
+    """Yield an empty temporary directory whose files and folders move into ``path`` only if the block succeeds.
 
-    Files already in ``path`` under other names are left alone; on any error nothing in ``path`` changes.
+    A folder replaces one of its name whole. Files already in ``path`` under other names are left alone; if the block
+    fails nothing in ``path`` changes.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,34 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         target.mkdir(parents=True, exist_ok=True)
         for item in sorted(temporary.iterdir()):
-            os.replace(item, target / item.name)
+            _replace(item, target / item.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(item: Path, target: Path) -> None:
+    """Move ``item`` to ``target``, whatever is there; what was there is gone only when ``item`` has its place."""
+    if not (item.is_dir() or target.is_dir()) or not os.path.lexists(target):
+        os.replace(item, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        os.replace(target, aside / "old")
+        try:
+            os.replace(item, target)
+        except OSError:
+            os.replace(aside / "old", target)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -51,6 +51,7 @@ class ExecuTorchTarget:
     batched = True
     packages: Sequence[str] = ("executorch",)
     runtime = "ExecuTorch with XNNPACK on the CPU"
+    timed = True
 
     def unavailable(self) -> str | None:
         """Which package is missing, with the command that installs it."""

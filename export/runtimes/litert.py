@@ -57,6 +57,7 @@ class LiteRtTarget:
     batched = True
     packages: Sequence[str] = ("litert-torch", "ai-edge-litert")
     runtime = "LiteRT with XNNPACK on the CPU"
+    timed = True
 
     def unavailable(self) -> str | None:
         """Which packages are missing, with the command that installs them."""

@@ -90,6 +90,7 @@ class NcnnTarget:
     batched = False
     packages: Sequence[str] = ("ncnn", "pnnx")
     runtime = "ncnn on the CPU, in float32, image by image"
+    timed = True
 
     def unavailable(self) -> str | None:
         """Which packages are missing, with the command that installs them."""

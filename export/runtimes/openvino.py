@@ -58,6 +58,7 @@ class OpenVinoTarget:
     batched = True
     packages: Sequence[str] = ("openvino",)
     runtime = "OpenVINO on the CPU, in float32"
+    timed = True
 
     def unavailable(self) -> str | None:
         """Which package is missing, with the command that installs it."""

@@ -1,0 +1,168 @@
+"""Core ML: an ``.mlpackage`` with an ML program in float32, for iOS 16 and macOS 13 upwards.
+
+A package is a folder. On macOS Core ML runs it; elsewhere the MIL program in the written package is computed operator
+by operator in PyTorch, with every shape and type checked, which proves the program and its weights but not Core ML's
+kernels, nor their speed.
+
+Every axis is fixed. The converter starts from a trace of the captured graph, in which shapes are numbers and all that
+the input does not reach is computed: from the module itself, arithmetic on shapes and indices becomes operators, some
+of them in floating point, which then cannot index.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ...zoo.extras import missing
+from ..capture import Capture, first_cause, quiet
+from ..constants import fold_constants
+from ..errors import ExportError
+from ..options import check_options
+from ..protocol import FileFacts, TensorInfo
+from ..shapes import Axes
+from .coreml_eval import TYPES, MilEvaluator, MilProgram, import_coremltools, variable_type
+
+_ON_MACOS = sys.platform == "darwin"
+_MINIMUM = "iOS16"
+
+
+class CoreMlRunner:
+    """A package in Core ML, on macOS."""
+
+    def __init__(self, path: Path) -> None:
+        coremltools = import_coremltools()
+        units = coremltools.ComputeUnit.CPU_ONLY  # others round to float16
+        self.model = coremltools.models.MLModel(str(path), compute_units=units)
+        self.names = [feature.name for feature in self.model.get_spec().description.output]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output."""
+        result = self.model.predict({"image": np.ascontiguousarray(x)})
+        return [np.asarray(result[name]) for name in self.names]
+
+
+class MilRunner:
+    """The program of a package, computed operator by operator in PyTorch."""
+
+    def __init__(self, path: Path) -> None:
+        self.evaluate = MilEvaluator(MilProgram(path))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.outputs(x)[0]
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 images (B, C, H, W) -> every output."""
+        with torch.no_grad():
+            return [y.numpy().copy() for y in self.evaluate(torch.from_numpy(np.ascontiguousarray(x)))]
+
+
+class CoreMlTarget:
+    """``.mlpackage`` folders. It has no options."""
+
+    name = "coreml"
+    extra = "coreml"
+    suffix = ".mlpackage"
+    axes: Sequence[Axes] = ((),)
+    packages: Sequence[str] = ("coremltools",)
+    runtime = (
+        "Core ML on the CPU"
+        if _ON_MACOS
+        else "its MIL program evaluated operator by operator in PyTorch; Core ML itself runs on macOS only"
+    )
+    timed = _ON_MACOS
+    batched = True
+
+    def unavailable(self) -> str | None:
+        """Which package is missing, with the command that installs it."""
+        return missing(self.extra, "Exporting to Core ML")
+
+    def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
+        """Write ``capture``; see `Target.export`."""
+        check_options(self.name, options)
+        coremltools = import_coremltools()
+        try:
+            with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():  # it draws progress bars
+                module = _Tuple(_convertible(capture.arithmetic()))
+                traced = torch.jit.trace(module, capture.example, check_trace=False)
+                model = coremltools.convert(
+                    traced,
+                    inputs=[coremltools.TensorType("image", capture.example.shape, dtype=np.float32)],
+                    outputs=_outputs(coremltools, len(module(capture.example))),
+                    convert_to="mlprogram",
+                    minimum_deployment_target=coremltools.target[_MINIMUM],
+                    compute_precision=coremltools.precision.FLOAT32,
+                    skip_model_load=True,
+                )
+                model.save(str(path))
+        except ExportError:
+            raise
+        except Exception as error:  # the converter raises many kinds
+            raise ExportError(f"coremltools cannot convert the model: {first_cause(error)}") from error
+
+    def load(self, path: Path, threads: int | None = None) -> CoreMlRunner | MilRunner:
+        """The package in Core ML on macOS, elsewhere its program in PyTorch; neither lets one choose threads here."""
+        return CoreMlRunner(path) if _ON_MACOS else MilRunner(path)
+
+    def describe(self, path: Path) -> FileFacts:
+        """What the program says of itself, read back from the package."""
+        program = MilProgram(path)
+        variables = {variable.name: variable for variable in program.variables()}
+        return FileFacts(
+            inputs=tuple(_info(variables[name]) for name in program.inputs),
+            outputs=tuple(_info(variables[name]) for name in program.outputs),
+            operators=dict(Counter(op.op_type for op in program.operations).most_common()),
+            max_rank=max(len(variable.shape) for variable in variables.values()),
+            extra={"minimum_deployment_target": _MINIMUM, "compute_precision": "fp32"},
+        )
+
+
+def _convertible(graph: GraphModule) -> GraphModule:
+    """The graph with constants folded, and without the operators that coremltools 9.0 does not know."""
+    for node in fold_constants(graph).graph.nodes:
+        node.target = _IN_PARTS.get(node.target, node.target)
+    graph.recompile()
+    return graph
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    product = a * b
+    return x + (product if value == 1 else value * product)
+
+
+_IN_PARTS: dict[Any, Any] = {torch.ops.aten.addcmul.default: _addcmul}  # traced, they are plain operators
+
+
+class _Tuple(nn.Module):
+    """A module with its outputs in a tuple, whatever they were in."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.module(x)
+        return (y,) if isinstance(y, Tensor) else tuple(y)
+
+
+def _outputs(coremltools: Any, count: int) -> list[Any]:
+    names = ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+    return [coremltools.TensorType(name, dtype=np.float32) for name in names]
+
+
+def _info(variable: Any) -> TensorInfo:
+    kind = str(TYPES[variable_type(variable)]).removeprefix("torch.")
+    return TensorInfo(variable.name, kind, tuple(int(side) for side in variable.shape))

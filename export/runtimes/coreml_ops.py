@@ -1,0 +1,235 @@
+"""What each MIL operator computes, in PyTorch: from the operator definitions of coremltools for iOS 15 and 16.
+
+An operator is a function of its `Arguments`. A mode that is not followed here raises NotImplementedError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .coreml_arguments import Arguments, Operator, axes_of, last_first
+from .coreml_moves import MOVES
+
+# elementwise
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
+    return lambda a: function(a["x"])
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    return lambda a: function(a["x"], a["y"])
+
+
+def _real_div(a: Arguments) -> Tensor:
+    if not a["x"].is_floating_point():
+        raise NotImplementedError("a real division of integers")
+    return a["x"] / a["y"]
+
+
+def _gelu(a: Arguments) -> Tensor:
+    mode = a.plain("mode", "EXACT")
+    if mode == "SIGMOID_APPROXIMATION":
+        return a["x"] * torch.sigmoid(1.702 * a["x"])
+    if mode not in ("EXACT", "TANH_APPROXIMATION"):
+        raise NotImplementedError(f"mode {mode}")
+    return F.gelu(a["x"], approximate="none" if mode == "EXACT" else "tanh")
+
+
+def _clamped_relu(a: Arguments) -> Tensor:
+    x, beta = a["x"], a["beta"]
+    return torch.minimum(torch.where(x >= 0, x, a["alpha"] * x), beta)
+
+
+def _softplus_parametric(a: Arguments) -> Tensor:
+    """alpha_c * log(1 + exp(beta_c * x_c))"""
+    shape = (1, -1, *(1,) * (a["x"].ndim - 2))
+    return a["alpha"].reshape(shape) * torch.logaddexp(a["beta"].reshape(shape) * a["x"], torch.zeros(()))
+
+
+def _cast(a: Arguments) -> Tensor:
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "int32": torch.int32, "bool": torch.bool}
+    if (kind := a.plain("dtype")) not in kinds:
+        raise NotImplementedError(f"a cast to {kind}")
+    return a["x"].to(kinds[kind])
+
+
+# products
+
+
+def _linear(a: Arguments) -> Tensor:
+    return F.linear(a["x"], a["weight"], a.optional("bias"))
+
+
+def _matmul(a: Arguments) -> Tensor:
+    x, y = a["x"], a["y"]
+    x = x.mT if a.plain("transpose_x", False) and x.ndim > 1 else x
+    return x @ (y.mT if a.plain("transpose_y", False) and y.ndim > 1 else y)
+
+
+def _einsum(a: Arguments) -> Tensor:
+    return torch.einsum(a.plain("equation"), *a.all("values"))
+
+
+# windows
+
+
+def _window_pad(a: Arguments, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """Elements before and after each spatial axis: [before_0, after_0, before_1, ...]."""
+    kind = a.plain("pad_type", "valid")
+    if kind == "valid":
+        return [0] * 2 * len(kernel)
+    if kind == "custom":
+        return list(a.plain("pad", [0] * 2 * len(kernel)))
+    if kind not in ("same", "same_lower"):
+        raise NotImplementedError(f"pad_type {kind}")
+    spans = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    if any(s > 1 for s in strides) or any(span % 2 for span in spans):
+        raise NotImplementedError(f"pad_type {kind}, whose two definitions differ with strides or even kernels")
+    return [half for span in spans for half in (span // 2, span // 2)]
+
+
+def _conv(a: Arguments) -> Tensor:
+    x, weight = a["x"], a["weight"]
+    axes = x.ndim - 2
+    strides, dilations = a.plain("strides", [1] * axes), a.plain("dilations", [1] * axes)
+    x = F.pad(x, last_first(_window_pad(a, weight.shape[2:], strides, dilations)))
+    function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    return function(x, weight, a.optional("bias"), strides, 0, dilations, a.plain("groups", 1))
+
+
+def _pool(a: Arguments) -> tuple[Tensor, list[int], list[int], list[int]]:
+    """Input, kernel, strides and padding of a pool whose windows do not go beyond the padded input."""
+    kernel = a.plain("kernel_sizes")
+    strides = a.plain("strides", [1] * len(kernel))
+    pad = _window_pad(a, kernel, strides, [1] * len(kernel))
+    sides = [side + before + after for side, before, after in zip(a["x"].shape[2:], pad[::2], pad[1::2], strict=True)]
+    if a.plain("ceil_mode", False) and any((n - k) % s for n, k, s in zip(sides, kernel, strides, strict=True)):
+        raise NotImplementedError("ceil_mode with windows that go beyond the input")
+    return a["x"], kernel, strides, last_first(pad)
+
+
+def _max_pool(a: Arguments) -> Tensor:
+    x, kernel, strides, pad = _pool(a)
+    function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
+    return function(F.pad(x, pad, value=float("-inf")), kernel, strides)
+
+
+def _avg_pool(a: Arguments) -> Tensor:
+    x, kernel, strides, pad = _pool(a)
+    function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
+    mean = function(F.pad(x, pad), kernel, strides)
+    if not a.plain("exclude_padding_from_average", False) or not any(pad):
+        return mean
+    inside = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype)
+    return mean / function(F.pad(inside, pad), kernel, strides)
+
+
+# norms and reductions
+
+
+def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Operator:
+    return lambda a: function(a["x"], axes_of(a), a.plain("keep_dims", False))
+
+
+def _integral(function: Callable[[Tensor, int, bool], Tensor]) -> Operator:
+    return lambda a: function(a["x"], a.plain("axis", -1), a.plain("keep_dims", False)).to(torch.int32)
+
+
+def _prod(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+    for axis in reversed(axes):
+        x = x.prod(axis, keepdim=keep, dtype=x.dtype)
+    return x
+
+
+def _channels(parameter: Tensor | None, rank: int, default: float) -> Tensor | float:
+    """(C,) so that it meets the second axis."""
+    return default if parameter is None else parameter.reshape(1, -1, *(1,) * (rank - 2))
+
+
+def _batch_norm(a: Arguments) -> Tensor:
+    x = a["x"]
+    mean, variance = _channels(a["mean"], x.ndim, 0), _channels(a["variance"], x.ndim, 1)
+    scaled = (x - mean) / (variance + a.plain("epsilon", 1e-5)) ** 0.5
+    return scaled * _channels(a.optional("gamma"), x.ndim, 1) + _channels(a.optional("beta"), x.ndim, 0)
+
+
+def _standardize(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True) + epsilon).sqrt()
+
+
+def _instance_norm(a: Arguments) -> Tensor:
+    x = a["x"]
+    scaled = _standardize(x, tuple(range(2, x.ndim)), a.plain("epsilon", 1e-5))
+    return scaled * _channels(a.optional("gamma"), x.ndim, 1) + _channels(a.optional("beta"), x.ndim, 0)
+
+
+def _layer_norm(a: Arguments) -> Tensor:
+    x, axes = a["x"], axes_of(a)
+    shape = [side if axis in axes else 1 for axis, side in enumerate(x.shape)]
+    scaled = _standardize(x, axes, a.plain("epsilon", 1e-5))
+    scaled = scaled * a["gamma"].reshape(shape) if a.has("gamma") else scaled
+    return scaled + a["beta"].reshape(shape) if a.has("beta") else scaled
+
+
+def _l2_norm(a: Arguments) -> Tensor:
+    squares = a["x"].square().sum((-3, -2, -1), keepdim=True)
+    return a["x"] / (squares + a.plain("epsilon", 1e-6)).sqrt()
+
+
+OPERATORS: dict[str, Operator] = {
+    **{name: _binary(getattr(torch, name)) for name in ("add", "sub", "mul", "maximum", "minimum", "greater", "less")},
+    **{name: _binary(getattr(torch, name)) for name in ("greater_equal", "less_equal", "not_equal", "pow")},
+    **{name: _binary(getattr(torch, name)) for name in ("logical_and", "logical_or", "logical_xor")},
+    "equal": _binary(torch.eq),
+    "floor_div": _binary(torch.floor_divide),
+    "mod": _binary(torch.remainder),
+    "real_div": _real_div,
+    **{name: _unary(getattr(torch, name)) for name in ("abs", "ceil", "cos", "erf", "exp", "floor", "sin", "sqrt")},
+    **{name: _unary(getattr(torch, name)) for name in ("square", "tanh", "sign", "round", "logical_not", "exp2")},
+    **{name: _unary(getattr(F, name)) for name in ("relu", "relu6", "silu", "softplus", "softsign", "sigmoid")},
+    "identity": _unary(lambda x: x),
+    "rsqrt": lambda a: (a["x"] + a.plain("epsilon", 1e-12)).rsqrt(),
+    "inverse": lambda a: (a["x"] + a.plain("epsilon", 1e-4)).reciprocal(),
+    "log": lambda a: (a["x"] + a.plain("epsilon", 1e-45)).log(),
+    "clip": lambda a: a["x"].clamp(a.plain("alpha"), a.plain("beta")),
+    "threshold": lambda a: a["x"].clamp(min=a.plain("alpha")),
+    "clamped_relu": _clamped_relu,
+    "elu": lambda a: F.elu(a["x"], a.plain("alpha")),
+    "leaky_relu": lambda a: F.leaky_relu(a["x"], a.plain("alpha")),
+    "prelu": lambda a: F.prelu(a["x"], a["alpha"]),
+    "linear_activation": lambda a: a["x"] * a["alpha"] + a["beta"],
+    "sigmoid_hard": lambda a: (a["x"] * a["alpha"] + a["beta"]).clamp(0, 1),
+    "softplus_parametric": _softplus_parametric,
+    "gelu": _gelu,
+    "cast": _cast,
+    "select": lambda a: torch.where(a["cond"], a["a"], a["b"]),
+    "linear": _linear,
+    "matmul": _matmul,
+    "einsum": _einsum,
+    "conv": _conv,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "softmax": lambda a: a["x"].softmax(a.plain("axis", -1)),
+    "reduce_mean": _reduce(lambda x, axes, keep: x.mean(axes, keep)),
+    "reduce_sum": _reduce(lambda x, axes, keep: x.sum(axes, keep, dtype=x.dtype)),
+    "reduce_max": _reduce(lambda x, axes, keep: x.amax(axes, keep)),
+    "reduce_min": _reduce(lambda x, axes, keep: x.amin(axes, keep)),
+    "reduce_prod": _reduce(_prod),
+    "reduce_l1_norm": _reduce(lambda x, axes, keep: x.abs().sum(axes, keep)),
+    "reduce_l2_norm": _reduce(lambda x, axes, keep: x.square().sum(axes, keep).sqrt()),
+    "reduce_sum_square": _reduce(lambda x, axes, keep: x.square().sum(axes, keep)),
+    "reduce_log_sum_exp": _reduce(lambda x, axes, keep: x.logsumexp(axes, keep)),
+    "reduce_argmax": _integral(torch.argmax),
+    "reduce_argmin": _integral(torch.argmin),
+    "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
+    "layer_norm": _layer_norm,
+    "l2_norm": _l2_norm,
+    **MOVES,
+}
