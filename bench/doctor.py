@@ -184,6 +184,8 @@ def _round_trip(name: str) -> str:
     """Write a tiny model for the target ``name``, run the file, and compare with torch."""
     with tempfile.TemporaryDirectory(prefix="mixzoo-doctor-") as folder:
         [written] = export(_tiny(), to=(name,), out=folder, sizes=((32, 32),), name="tiny")
+        if not written.manifest["verified"]:
+            return f"writes a tiny model, but cannot run it: {written.manifest['not_run_because']}"
         return f"writes and runs a tiny model, relative error {written.error:.0e}"
 
 

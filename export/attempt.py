@@ -16,7 +16,7 @@ from .latency import Latency, time
 from .numbers import outputs_of, relative_error
 from .patience import limited
 from .prepare import Prepared
-from .protocol import FileFacts, Target
+from .protocol import BuiltAhead, FileFacts, Runner, Target, not_run_because
 from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
 from .verify import Check, Reference, verify
 
@@ -27,7 +27,7 @@ _PROBED = 1e-2  # relative: a graph that is further off need not be converted; v
 
 @dataclass(frozen=True)
 class Written:
-    """One file, verified.
+    """One file, verified, or what it was made from where it cannot run here.
 
     Attributes:
         path: where it is.
@@ -134,11 +134,19 @@ def _write_one(
         target.export(capture, path, job.options.get(target.name, {}))
     facts = target.describe(path)
     _check_open(facts, axes)
-    job.say(f"{target.name}: running {path.name} at {len(cases)} shapes")
-    runner = target.load(path, torch.get_num_threads())
+    reason = not_run_because(target)
+    job.say(f"{target.name}: running {'the source of ' if reason else ''}{path.name} at {len(cases)} shapes")
+    runner = _load(target, path)
     checks = verify(reference, runner, cases, takes_one="batch" in axes or not target.batched)
-    latency = time(reference, runner, cases[0]) if target.timed else None
+    latency = time(reference, runner, cases[0]) if target.timed and not reason else None
     return Written(path, facts, tuple(checks), latency)
+
+
+def _load(target: Target, path: Path) -> Runner:
+    """The file in its runtime, or what it was made from where that cannot run here."""
+    if isinstance(target, BuiltAhead) and target.cannot_run():
+        return target.load_source(path, torch.get_num_threads())
+    return target.load(path, torch.get_num_threads())
 
 
 def _probe(capture: Capture, reference: Reference) -> None:

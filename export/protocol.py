@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -127,3 +127,30 @@ class Target(Protocol):
     def describe(self, path: Path) -> FileFacts:
         """What the file at ``path`` holds."""
         ...
+
+
+@runtime_checkable
+class BuiltAhead(Protocol):
+    """What a target has that can write files for other machines, which this one cannot run.
+
+    Where it cannot, what the file was made from is run and compared in its place. That proves nothing of the file,
+    which is never called verified.
+
+    Attributes:
+        source: what is run in its place, and by what, in words.
+    """
+
+    source: str
+
+    def cannot_run(self) -> str | None:
+        """Why this machine cannot run the files, in a few words; None where it can."""
+        ...
+
+    def load_source(self, path: Path, threads: int | None = None) -> Runner:
+        """What the file at ``path`` was made from, in its own runtime."""
+        ...
+
+
+def not_run_because(target: Target) -> str | None:
+    """Why files of ``target`` are written, but not run here; None where they are run."""
+    return target.cannot_run() if isinstance(target, BuiltAhead) else None

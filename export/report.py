@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .attempt import Outcome, Written, describe_axes
 from .latency import Latency
 from .prepare import Prepared, sha256, size_of
-from .protocol import Delegated, Target, TensorInfo
+from .protocol import BuiltAhead, Delegated, Target, TensorInfo, not_run_because
 from .shapes import Axes, size_name
 from .verify import CONTROL, CONTROL_MARGIN, TOLERANCE, Check
 
@@ -71,7 +71,7 @@ def manifest(prepared: Prepared, target: Target, outcome: Outcome, precision: st
     return {
         "model": prepared.name,
         "target": target.name,
-        "run_by": target.runtime,
+        **_run(target),
         "precision": precision,
         "form": prepared.form,
         "weights": prepared.weights,
@@ -88,6 +88,14 @@ def manifest(prepared: Prepared, target: Target, outcome: Outcome, precision: st
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+def _run(target: Target) -> dict[str, Any]:
+    """Whether the files themselves were run and compared, by what, and if not, what was instead."""
+    reason = not_run_because(target)
+    if reason is None or not isinstance(target, BuiltAhead):
+        return {"verified": True, "run_by": target.runtime}
+    return {"verified": False, "run_by": None, "not_run_because": reason, "checks_are_of": target.source}
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
@@ -196,7 +204,8 @@ def summary(content: dict[str, Any]) -> str:
         lines += ["", f"## {item['file']}", "", f"sha256 `{item['sha256']}`", ""]
         lines += [f"- {label}: {value}" for label, value in _artifact_facts(item)]
         lines += ["", *_markdown_table(_HEADER, [_row(c) for c in item["checks"]])]
-    return "\n".join([*lines, "", _METHOD.format(tolerance=content["tolerance"]), ""])
+    ran = "Every file" if content["verified"] else f"Not the file itself, but {content['checks_are_of']},"
+    return "\n".join([*lines, "", _METHOD.format(ran=ran, tolerance=content["tolerance"]), ""])
 
 
 def render(report: Report) -> RenderableType:
@@ -222,7 +231,7 @@ def render(report: Report) -> RenderableType:
 
 _HEADER = ("batch", "size", "asked", "error", "other image", "top-1", "batch = single")
 _METHOD = (
-    "Every file was run at every shape listed and compared with the original model in PyTorch, image by image: "
+    "{ran} was run at every shape listed and compared with the original model in PyTorch, image by image: "
     "error is max|a - b| / max|b|, at most {tolerance:.0e} passes. *Other image* is the least relative difference "
     f"that another image makes; it must be at least {CONTROL:.0e} and {CONTROL_MARGIN:.0f} times the error, or the "
     "comparison could not have failed. Shapes that were not asked for prove that an axis is dynamic."
@@ -235,14 +244,31 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{content['model']}, {content['parameters'] / 1e6:.2f} M parameters, {content['form']}"),
         ("weights", content["weights"]),
         ("target", f"{content['target']}, {content['precision']}" + _opset(content)),
-        ("run by", content["run_by"]),
+        *_run_facts(content),
         ("input", f"{pre['input']}, float32; mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"),
+        *_built(content),
         ("axes", describe_axes(tuple(content["dynamic_axes"]))),
-        ("greatest error", f"{content['error']:.1e}"),
+        ("greatest error" if content["verified"] else "greatest error of the source", f"{content['error']:.1e}"),
         ("greatest tensor rank", str(content["max_rank"])),
     ]
     reasons = [(f"{', '.join(r['tried'])} not all open", r["reason"]) for r in content["fixed_because"]]
     return [*facts, *reasons, ("made with", _made_with(content))]
+
+
+def _built(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """For which GPUs, and in which precisions, where a file is built for some."""
+    if "built_for" not in content:
+        return []
+    tensors = ", ".join(f"{kind} {count}" for kind, count in content["layer_precision"].items())
+    return [("built for", ", ".join(content["built_for"])), ("tensors of its layers", tensors)]
+
+
+def _run_facts(content: dict[str, Any]) -> list[tuple[str, str]]:
+    if content["verified"]:
+        return [("run by", content["run_by"])]
+    facts = [("not run", f"{content['not_run_because']}; the file was built, and is not verified")]
+    facts += [("checks are of", content["checks_are_of"])]
+    return facts
 
 
 def _artifact_facts(item: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from .runtimes.executorch import ExecuTorchTarget
 from .runtimes.litert import LiteRtTarget
 from .runtimes.ncnn import NcnnTarget
 from .runtimes.openvino import OpenVinoTarget
+from .runtimes.tensorrt import TensorRtTarget
 
 __all__ = ["TARGETS", "FileFacts", "Runner", "Target", "TensorInfo", "get_target", "get_targets"]
 
@@ -22,6 +23,7 @@ _ALL: tuple[Target, ...] = (
     ExecuTorchTarget(),
     NcnnTarget(),
     CoreMlTarget(),
+    TensorRtTarget(),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import mixzoo
 import pytest
 import torch
 from export_doubles import Pyramid, mixed, small, stage
 from mixzoo.export import ExportError, IncompleteError
-from mixzoo.export.report import summary
+from mixzoo.export.protocol import not_run_because
+from mixzoo.export.report import render, summary
 from mixzoo.export.runtimes import ncnn as ncnn_target
+from mixzoo.export.runtimes import tensorrt as tensorrt_target
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.fill import fill_
+from rich.console import Console
 from torch import Tensor, nn
 
 RUNTIMES = [
@@ -30,7 +35,9 @@ every_runtime = pytest.mark.parametrize("name", RUNTIMES)
 def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
     (report,) = mixzoo.export(mixed(), to=name, out=tmp_path, name="mixed", sizes="64x96", batches="2")
     content = report.manifest
-    assert report.error <= content["tolerance"] and content["run_by"] == TARGETS[name].runtime
+    reason = not_run_because(TARGETS[name])
+    assert report.error <= content["tolerance"] and content["verified"] == (reason is None)
+    assert content["run_by"] == (None if reason else TARGETS[name].runtime)
     assert set(report.dynamic_axes) in (set(), {"batch", "height", "width"})
     (item,) = content["artifacts"]
     assert 0 < item["max_rank"] <= 5 and item["nodes"] == sum(item["operators"].values()) > 20
@@ -40,7 +47,7 @@ def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
         assert item["inputs"][0]["shape"] == [batch, 3, 64, 96] and item["outputs"][0]["shape"] == [batch, 10]
     assert item["bytes"] + sum(c["bytes"] for c in item["companions"]) > 4 * content["parameters"] * 0.9
     assert all(c["error"] <= 1e-4 < 1e-2 < c["negative_control"] for c in item["checks"])
-    if TARGETS[name].timed:
+    if TARGETS[name].timed and not reason:
         assert item["latency"]["file_ms"] > 0 and item["latency"]["batch"] == 2
     else:
         assert item["latency"] is None and "not taken" in summary(content)
@@ -50,7 +57,7 @@ def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
         inside, outside = part["nodes"], sum(part["rest"].values())
         assert part["share"] == pytest.approx(inside / (inside + outside), abs=1e-3) and part["share"] > 0.3
     assert json.loads((tmp_path / "manifest.json").read_text()) == content
-    assert TARGETS[name].runtime in summary(content)
+    assert (reason or TARGETS[name].runtime) in summary(content)
 
 
 @pytest.mark.slow
@@ -117,6 +124,53 @@ def test_an_operator_that_ncnn_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"ncnn has no layer for what pnnx left in PyTorch's form: .*erfcx"):
         mixzoo.export(Erfcx().eval(), to="ncnn", out=tmp_path / "out", sizes="40")
     assert not (tmp_path / "out").exists()
+
+
+needs_tensorrt = pytest.mark.skipif(
+    bool(TARGETS["tensorrt"].unavailable()) or torch.cuda.is_available(),
+    reason="tensorrt_rtx is not installed, or there is a GPU that runs the engine",
+)
+
+
+@needs_tensorrt
+def test_an_engine_that_was_not_run_is_not_called_verified(tmp_path: Path) -> None:
+    (report,) = mixzoo.export(small(), to="tensorrt", out=tmp_path, name="x", sizes="40")
+    content = report.manifest
+    assert content["verified"] is False and content["run_by"] is None and "no NVIDIA GPU" in content["not_run_because"]
+    assert content["built_for"] == list(tensorrt_target.AHEAD) and "Half" not in content["layer_precision"]
+    (item,) = content["artifacts"]
+    assert item["latency"] is None and item["nodes"] > 0
+    assert {c["file"] for c in item["companions"]} == {"x.onnx", "x.layers.json"}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(report))
+    for text in (summary(content), console.export_text()):
+        assert "no NVIDIA GPU" in text and "is not verified" in text and "ONNX Runtime" in text and "run by" not in text
+
+
+@needs_tensorrt
+def test_what_the_parser_does_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    def foreign(self: Any, capture: Any, path: Path, options: Any) -> None:
+        image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 40, 40])
+        output = onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [1, 5])
+        node = onnx.helper.make_node("Mystery", ["image"], ["output"], name="the_node", domain="nowhere")
+        graph = onnx.helper.make_graph([node], "graph", [image], [output])
+        domains = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=domains), path)
+
+    monkeypatch.setattr(tensorrt_target.OnnxTarget, "export", foreign)
+    with pytest.raises(ExportError, match=r"TensorRT's parser does not take Mystery \(the_node\): "):
+        mixzoo.export(small(), to="tensorrt", out=tmp_path / "out", sizes="40", dynamic=())
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tensorrt
+def test_what_the_builder_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turing has no float32 products."""
+    monkeypatch.setattr(tensorrt_target, "AHEAD", ("SM75",))
+    with pytest.raises(ExportError, match=r"TensorRT cannot build the engine: .*Turing"):
+        mixzoo.export(small(), to="tensorrt", out=tmp_path / "out", sizes="40", dynamic=())
 
 
 def test_an_opset_without_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

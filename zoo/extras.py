@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "executorch": ("executorch",),
     "ncnn": ("ncnn", "pnnx"),
     "coreml": ("coremltools",),
+    "tensorrt": ("tensorrt_rtx",),
     "train": ("sklearn", "matplotlib", "pydantic"),
 }
 
