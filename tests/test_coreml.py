@@ -272,3 +272,30 @@ def test_what_the_input_does_not_reach_is_computed_once() -> None:
     assert called == ["aten.index_select.default", "aten.mul.Tensor", "aten.add.Tensor"]
     other = 3 * x(1, 3, 6, 8) + 1
     torch.testing.assert_close(graph(other), capture.module(other))
+
+
+class InOne(nn.Module):
+    """Operators that add a product, with factors that are whole numbers."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows = image.flatten(0, 1)
+        product = torch.baddbmm(rows, rows, rows.mT @ rows, beta=-1, alpha=2)
+        return torch.addcmul(product, rows, rows, value=3).unflatten(0, image.shape[:2]) / 100
+
+
+@needs_coremltools
+def test_operators_that_add_a_product(tmp_path: Path) -> None:
+    (report,) = mixzoo.export(InOne().eval(), to="coreml", out=tmp_path, name="sums", sizes="8")
+    assert report.error < 1e-5 and report.manifest["artifacts"][0]["operators"]["matmul"] == 2
+
+
+class Bessel(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.special.bessel_j0(image).mean((2, 3))
+
+
+@needs_coremltools
+def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"coremltools cannot convert the model: .*bessel_j0"):
+        mixzoo.export(Bessel().eval(), to="coreml", out=tmp_path, name="bessel", sizes="8")
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ of them in floating point, which then cannot index.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ...zoo.extras import missing
-from ..capture import Capture, first_cause, quiet
+from ..capture import Capture, first_cause
 from ..constants import fold_constants
 from ..errors import ExportError
 from ..options import check_options
 from ..protocol import FileFacts, TensorInfo
 from ..shapes import Axes
-from .coreml_eval import TYPES, MilEvaluator, MilProgram, import_coremltools, variable_type
+from .coreml_eval import TYPES, MilEvaluator, MilProgram, hushed, import_coremltools, variable_type
 
 _ON_MACOS = sys.platform == "darwin"
 _MINIMUM = "iOS16"
@@ -95,7 +96,7 @@ class CoreMlTarget:
         check_options(self.name, options)
         coremltools = import_coremltools()
         try:
-            with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():  # it draws progress bars
+            with hushed(logging.ERROR), redirect_stderr(io.StringIO()), torch.no_grad():  # it draws progress bars
                 module = _Tuple(_convertible(capture.arithmetic()))
                 traced = torch.jit.trace(module, capture.example, check_trace=False)
                 model = coremltools.convert(
@@ -131,7 +132,7 @@ class CoreMlTarget:
 
 
 def _convertible(graph: GraphModule) -> GraphModule:
-    """The graph with constants folded, and without the operators that coremltools 9.0 does not know."""
+    """The graph with constants folded, and without the operators that coremltools 9.0 cannot convert."""
     for node in fold_constants(graph).graph.nodes:
         node.target = _IN_PARTS.get(node.target, node.target)
     graph.recompile()
@@ -143,7 +144,16 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
     return x + (product if value == 1 else value * product)
 
 
-_IN_PARTS: dict[Any, Any] = {torch.ops.aten.addcmul.default: _addcmul}  # traced, they are plain operators
+def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = a @ b
+    return (x if beta == 1 else beta * x) + (product if alpha == 1 else alpha * product)
+
+
+_IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
+    torch.ops.aten.addcmul.default: _addcmul,
+    torch.ops.aten.mT.default: lambda x: x.transpose(-2, -1),
+    torch.ops.aten.baddbmm.default: _baddbmm,  # known, but not with factors that are whole numbers
+}
 
 
 class _Tuple(nn.Module):

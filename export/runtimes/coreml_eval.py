@@ -8,7 +8,8 @@ program. An operator, or a mode of one, that it cannot follow faithfully is an e
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,22 @@ from .coreml_arguments import Arguments
 from .coreml_ops import OPERATORS
 
 
-def import_coremltools() -> Any:
-    """coremltools, without what it says of versions and of Apple's libraries when it is imported."""
+@contextmanager
+def hushed(level: int = logging.WARNING) -> Iterator[None]:
+    """Silence what coremltools prints, warns of, and logs up to ``level``."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
-        return require("coremltools", extra="coreml")
+        with quiet():
+            yield
     finally:
         logging.disable(before)
+
+
+def import_coremltools() -> Any:
+    """coremltools, without what it says of versions and of Apple's libraries when it is imported."""
+    with hushed():
+        return require("coremltools", extra="coreml")
 
 
 class MilProgram:
@@ -52,7 +61,7 @@ class MilProgram:
         from coremltools.converters.mil.frontend.milproto.load import load
 
         try:
-            with quiet():
+            with hushed():
                 model = coremltools.models.MLModel(str(path), skip_model_load=True)
                 spec = model.get_spec()
                 program = load(spec, spec.specificationVersion, model.weights_dir)
