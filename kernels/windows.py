@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import known
+from .dispatch import exporting, known
 
 Size = tuple[int, int]
 SEPARATE = -100.0  # added to the logits of positions that a shift brought together, as arXiv:2103.14030 has it
@@ -35,7 +35,7 @@ def pad_to_windows(x: Tensor, window: Size) -> Tensor:
 def to_windows(x: Tensor, window: Size) -> Tensor:
     """(B, C, H, W) -> (B * windows, C, h, w), windows in row order. H and W are multiples of the window.
 
-    No intermediate tensor has more than five axes: batch and window rows are merged.
+    No intermediate tensor has more than five axes: batch and window rows are merged. In exported graphs it is four.
     """
     return to_tokens(x, window).unflatten(1, window).permute(0, 3, 1, 2)
 
@@ -45,16 +45,25 @@ def to_tokens(x: Tensor, window: Size) -> Tensor:
     b, c, height, width = x.shape
     h, w = window
     rows, cols = height // h, width // w
-    x = x.permute(0, 2, 3, 1).reshape(b * rows, h, cols, w, c)
-    return x.permute(0, 2, 1, 3, 4).reshape(b * rows * cols, h * w, c)
+    x = _exchanged(x.permute(0, 2, 3, 1), (b * rows, h, cols, w, c))
+    return x.reshape(b * rows * cols, h * w, c)
+
+
+def _exchanged(x: Tensor, shape: tuple[int, int, int, int, int]) -> Tensor:
+    """``x`` in ``shape`` with the second and third axis exchanged, to be reshaped.
+
+    Under export the last two axes are merged: ncnn has no more than four. Elsewhere that could cost a copy more.
+    """
+    *lead, w, c = shape
+    return x.reshape(*lead, w * c).transpose(1, 2) if exporting() else x.reshape(shape).transpose(1, 2)
 
 
 def from_windows(x: Tensor, size: Size) -> Tensor:
     """(B * windows, C, h, w) -> (B, C, H, W): the inverse of `to_windows` for a map of ``size``."""
     n, c, h, w = x.shape
     rows, cols = size[0] // h, size[1] // w
-    x = x.permute(0, 2, 3, 1).reshape(n // cols, cols, h, w, c)
-    return x.permute(0, 2, 1, 3, 4).reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
+    x = _exchanged(x.permute(0, 2, 3, 1), (n // cols, cols, h, w, c))
+    return x.reshape(n // (rows * cols), *size, c).permute(0, 3, 1, 2)
 
 
 def to_heads(tokens: Tensor, num_heads: int) -> Tensor:

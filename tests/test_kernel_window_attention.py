@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixzoo.kernels import windows
 from mixzoo.kernels.window_attention import WINDOW_ATTENTION_OP, bench_inputs, window_attention
 from mixzoo.kernels.windows import axis_codes, cyclic_shift, runs
 from support import LARGE_LOGITS, rel_err, tolerances
@@ -144,3 +145,19 @@ def test_an_exported_graph_has_no_mask_for_each_window() -> None:
     shapes = [node.meta["val"].shape for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     masks = [s for s in shapes if len(s) == 3 and tuple(s[1:]) == (16, 16) and s[0] > HEADS]
     assert not masks and max(map(len, shapes)) <= 5
+
+
+def test_exported_partitions_have_four_axes_at_most() -> None:
+    """More is nothing that ncnn takes."""
+
+    class Partition(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            parts = windows.to_windows(x, (3, 4))
+            return parts, windows.from_windows(parts + 1, (6, 8))
+
+    x = torch.arange(2 * 5 * 6 * 8.0).reshape(2, 5, 6, 8)
+    program = torch.export.export(Partition(), (x,))
+    assert max(node.meta["val"].ndim for node in program.graph.nodes if node.op == "call_function") == 4
+    for got, wanted in zip(program.module()(x), Partition()(x), strict=True):
+        assert torch.equal(got, wanted)
+    assert torch.equal(Partition()(x)[1], x + 1)

@@ -158,7 +158,11 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
 
 
-_PARTS: dict[Any, Any] = {torch.addcmul: _addcmul, Tensor.addcmul: _addcmul, F.layer_norm: _layer_norm}
+_PARTS: dict[Any, Any] = {
+    torch.addcmul: _addcmul,
+    Tensor.addcmul: _addcmul,
+    F.layer_norm: _layer_norm,
+}
 
 
 def _trace(module: nn.Module, image: Tensor, path: Path) -> None:
