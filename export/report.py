@@ -94,7 +94,7 @@ def _run(target: Target) -> dict[str, Any]:
     """Whether the files themselves were run and compared, by what, and if not, what was instead."""
     reason = not_run_because(target)
     if reason is None or not isinstance(target, BuiltAhead):
-        return {"verified": True, "run_by": target.runtime}
+        return {"verified": True, "run_by": target.runtime, "in_its_runtime": target.timed}
     return {"verified": False, "run_by": None, "not_run_because": reason, "checks_are_of": target.source}
 
 
@@ -204,7 +204,8 @@ def summary(content: dict[str, Any]) -> str:
         lines += ["", f"## {item['file']}", "", f"sha256 `{item['sha256']}`", ""]
         lines += [f"- {label}: {value}" for label, value in _artifact_facts(item)]
         lines += ["", *_markdown_table(_HEADER, [_row(c) for c in item["checks"]])]
-    ran = "Every file" if content["verified"] else f"Not the file itself, but {content['checks_are_of']},"
+    whole = "Every file" if content.get("in_its_runtime") else "The program read back from every file"
+    ran = whole if content["verified"] else f"Not the file itself, but {content['checks_are_of']},"
     return "\n".join([*lines, "", _METHOD.format(ran=ran, tolerance=content["tolerance"]), ""])
 
 

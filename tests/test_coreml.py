@@ -195,6 +195,8 @@ def test_the_file_is_checked_not_what_was_converted(tmp_path: Path) -> None:
     content = report.manifest["artifacts"][0]
     assert (content["sha256"], content["bytes"]) == (sha256(path), size_of(path)) and report.error < 1e-5
     assert report.manifest["compute_precision"] == "fp32" and report.manifest["minimum_deployment_target"] == "iOS16"
+    text = (tmp_path / "summary.md").read_text()
+    assert ("The program read back from every file was run" in text) != report.manifest["in_its_runtime"]
     image = np.random.default_rng(0).standard_normal((1, 3, 40, 40), dtype=np.float32)
     before = TARGET.load(path).outputs(image)[0]
     with pytest.MonkeyPatch.context() as patch:
