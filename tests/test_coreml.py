@@ -126,6 +126,7 @@ CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
         lambda: torch.stack([ROWS[0, [2, 0]], ROWS[1, [1, 1]]]),
     ),
     (lambda: evaluate("reshape", x=ROWS, shape=[0, 2, -1]), lambda: ROWS.reshape(2, 2, 6)),
+    (lambda: evaluate("fill_like", ref_tensor=ROWS, value=2), lambda: torch.full((2, 3, 4), 2)),
     (lambda: evaluate("expand_dims", x=ROWS, axes=[0, -1]), lambda: ROWS[None, ..., None]),
     (lambda: evaluate("matmul", x=ROWS, y=ROWS, transpose_y=True), lambda: ROWS @ ROWS.mT),
     (lambda: evaluate("reduce_mean", x=IMAGE, axes=[-1, 2]), lambda: IMAGE.mean((2, 3))),

@@ -189,6 +189,7 @@ MOVES: dict[str, Operator] = {
     "gather_nd": _gather_nd,
     "topk": _topk,
     "fill": _fill,
+    "fill_like": lambda a: torch.full_like(a["ref_tensor"], a.plain("value"), dtype=a["value"].dtype),
     "range_1d": _range,
     "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], a.plain("upscale_factor")),
     "pixel_unshuffle": lambda a: F.pixel_unshuffle(a["x"], a.plain("downscale_factor")),
