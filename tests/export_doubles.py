@@ -113,7 +113,7 @@ class Windowed(nn.Module):
             x = F.pad(x, (0, width, 0, height))
         b, c, h, w = x.shape
         rows = x.reshape(b * c * (h // 7), 7 * w).softmax(-1).reshape(b, c, h, w)
-        return self.conv(rows * 100).mean((2, 3))
+        return self.conv(rows * 100).amax((2, 3))
 
 
 def wait_for_size(shape: torch.Size) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import Result
 from mixzoo.blocks.mixers import MIXERS
+from mixzoo.export.target import TARGETS
 from mixzoo.zoo import cli
 from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.registry import VARIANTS
@@ -313,9 +314,10 @@ def test_doctor_tries_everything_and_names_the_command() -> None:
     found = records("doctor")
     assert found["healthy"]
     extras = {extra["name"]: extra for extra in found["extras"]}
-    assert set(extras) == {"onnx", "export", "train", "openmmlab", "dev"}
+    assert set(extras) == {"export", "train", "openmmlab", "dev", *(target.extra for target in TARGETS.values())}
     assert extras["onnx"]["works"] and extras["onnx"]["command"] is None
-    assert {"torch", "onnx"} <= {check["name"] for check in found["runtimes"] if check["works"]}
+    here = {name for name, target in TARGETS.items() if target.unavailable() is None}
+    assert {"torch", "onnx"} <= {"torch", *here} <= {check["name"] for check in found["runtimes"] if check["works"]}
     broken = [name for name, extra in extras.items() if not extra["works"]]
     assert bool(broken) == bool(found["command"])
     assert all(name in found["command"] for name in broken)
