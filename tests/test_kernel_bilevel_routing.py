@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import needs_triton, run_interpreted
 from mixzoo.kernels import bilevel_routing_attention as module
 from mixzoo.kernels.bilevel_routing_attention import BILEVEL_ROUTING_ATTENTION_OP as OP
 from mixzoo.kernels.bilevel_routing_attention import bench_inputs, bilevel_routing_attention, routed_regions
@@ -35,7 +31,6 @@ CASES = (
     (1, (5, 9), (5, 9), 1),
 )
 TOLERANCE = tolerances(**LARGE_LOGITS | {"float16": 2.5})  # logits of thirty
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 Case = tuple[int, tuple[int, int], tuple[int, int], int | None]
@@ -173,11 +168,7 @@ def test_reasons_against_triton() -> None:
 @pytest.mark.slow
 @needs_triton
 def test_triton_interpreted() -> None:
-    file = Path(__file__).with_name("interpreted_bilevel_routing.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=file.parent.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_interpreted("bilevel_routing")
 
 
 @needs_triton

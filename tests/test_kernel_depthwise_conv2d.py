@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import mixzoo
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import needs_triton, run_interpreted
 from mixzoo.blocks.conv import BranchedConv, DepthwiseConv2d
 from mixzoo.blocks.deploy import fold
 from mixzoo.blocks.mixers import MIXERS
@@ -34,7 +29,6 @@ CASES = (
     (1, 4, 30, 35, 7, 3), (3, 4, 7, 7, 7, 3), (1, 4, 5, 29, 9, 2), (1, 6, 11, 13, 3, 1), (1, 4, 2, 3, 5, 4),
 )  # fmt: skip
 TOLERANCE = tolerances(float16=2)  # sums of up to 961 products
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -115,11 +109,7 @@ def test_autocast_decides_the_type_of_operands() -> None:
 @pytest.mark.slow
 @needs_triton
 def test_triton_interpreted() -> None:
-    file = Path(__file__).with_name("interpreted_depthwise_conv2d.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=file.parent.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_interpreted("depthwise_conv2d")
 
 
 @needs_triton

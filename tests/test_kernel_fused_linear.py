@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import needs_triton, run_interpreted
 from mixzoo.kernels.linear_attention import KINDS, LINEAR_ATTENTION_OP, linear_attention, linear_attention_reference
 from support import TOLERANCE
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-HERE = Path(__file__).parent
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-
 
 @needs_triton
 def test_kernels_agree_with_the_reference_when_interpreted() -> None:
-    """In a process of its own: Triton reads the variable when it is imported."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(HERE / "interpreted_linear_attention.py"),
-    ]
-    done = subprocess.run(
-        command, cwd=HERE.parent, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_interpreted("linear_attention")
 
 
 @needs_triton

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreter import needs_triton, run_interpreted
 from mixzoo.kernels import OPS
 from mixzoo.kernels.neighborhood_attention import NEIGHBORHOOD_ATTENTION_OP
 from mixzoo.kernels.soft_attention import SOFT_ATTENTION_OP
@@ -22,7 +18,6 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 every_op = pytest.mark.parametrize("name", OPS)
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 EXACT = TOLERANCE[torch.float64]
 # the node of each op in a graph compiled for CUDA; the others are made of operators that a compiler fuses by itself
 ON_CUDA = {
@@ -152,8 +147,4 @@ def test_every_node_is_checked_here_or_runs_on_cuda_alone() -> None:
 @pytest.mark.slow
 @needs_triton
 def test_triton_nodes_interpreted() -> None:
-    file = Path(__file__).with_name("interpreted_nodes.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=file.parent.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_interpreted("nodes")
