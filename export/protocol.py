@@ -1,4 +1,7 @@
-"""What an export target is: a runtime that a model can be written for, and that can run what was written."""
+"""What an export target is: a runtime that a model can be written for, and that can run what was written.
+
+`Runner` and `Target` are what a runtime's classes derive from; what most of them have alike is said here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..zoo.extras import missing
 from .capture import Capture
 from .shapes import Axes
 
@@ -18,7 +22,7 @@ class Runner(Protocol):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 images (B, C, H, W) -> the first output."""
-        ...
+        return self.outputs(x)[0]
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output, in the model's order."""
@@ -84,6 +88,7 @@ class Target(Protocol):
 
     Attributes:
         name: as in ``--to``.
+        title: the runtime's own name.
         extra: the extra of mixzoo that installs what it needs.
         suffix: of the file or folder that it writes, with the dot.
         axes: the sets of axes that it can leave open, widest first, the empty one last.
@@ -94,17 +99,18 @@ class Target(Protocol):
     """
 
     name: str
+    title: str
     extra: str
     suffix: str
-    axes: Sequence[Axes]
-    batched: bool
+    axes: Sequence[Axes] = ((),)
+    batched: bool = True
     packages: Sequence[str]
     runtime: str
-    timed: bool
+    timed: bool = True
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write or run it, in one sentence with the remedy; None where it can."""
-        ...
+        return missing(self.extra, f"Exporting to {self.title}")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write a model.

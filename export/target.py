@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..zoo.errors import UnknownNameError
-from .onnx import OnnxTarget
 from .protocol import FileFacts, Runner, Target, TensorInfo
 from .runtimes.coreml import CoreMlTarget
 from .runtimes.executorch import ExecuTorchTarget
 from .runtimes.litert import LiteRtTarget
 from .runtimes.ncnn import NcnnTarget
+from .runtimes.onnx import OnnxTarget
 from .runtimes.openvino import OpenVinoTarget
 from .runtimes.tensorrt import TensorRtTarget
 

@@ -30,11 +30,11 @@ from export_doubles import (
     wait_for_size,
 )
 from mixzoo.export import ExportError, Report, VerificationError, export, get_target, render
-from mixzoo.export import onnx as onnx_target
 from mixzoo.export.capture import Capture
 from mixzoo.export.errors import UnprovableError
 from mixzoo.export.numbers import relative_error
 from mixzoo.export.prepare import prepare
+from mixzoo.export.runtimes import onnx as onnx_target
 from mixzoo.export.shapes import proof_sizes
 from mixzoo.export.target import TARGETS
 from mixzoo.export.verify import Reference
@@ -182,7 +182,7 @@ def onnx_graph(pads: int, group: int) -> Any:
 )
 def test_graph_clean_up_keeps_the_values(pads: int, group: int, operators: list[str], tmp_path: Path) -> None:
     import onnx_ir
-    from mixzoo.export.onnx_graph import tidy
+    from mixzoo.export.runtimes.onnx_graph import tidy
 
     before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
     onnx_ir.save(onnx_graph(pads, group), before)

@@ -25,20 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ...zoo.extras import missing
 from ..capture import Capture, first_cause
 from ..constants import fold_constants
 from ..errors import ExportError
 from ..options import check_options
-from ..protocol import FileFacts, TensorInfo
-from ..shapes import Axes
+from ..protocol import FileFacts, Runner, Target, TensorInfo
 from .coreml_eval import TYPES, MilEvaluator, MilProgram, hushed, import_coremltools, variable_type
 
 _ON_MACOS = sys.platform == "darwin"
 _MINIMUM = "iOS16"
 
 
-class CoreMlRunner:
+class CoreMlRunner(Runner):
     """A package in Core ML, on macOS."""
 
     def __init__(self, path: Path) -> None:
@@ -47,23 +45,17 @@ class CoreMlRunner:
         self.model = coremltools.models.MLModel(str(path), compute_units=units)
         self.names = [feature.name for feature in self.model.get_spec().description.output]
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
-
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output."""
         result = self.model.predict({"image": np.ascontiguousarray(x)})
         return [np.asarray(result[name]) for name in self.names]
 
 
-class MilRunner:
+class MilRunner(Runner):
     """The program of a package, computed operator by operator in PyTorch."""
 
     def __init__(self, path: Path) -> None:
         self.evaluate = MilEvaluator(MilProgram(path))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output."""
@@ -71,13 +63,13 @@ class MilRunner:
             return [y.numpy().copy() for y in self.evaluate(torch.from_numpy(np.ascontiguousarray(x)))]
 
 
-class CoreMlTarget:
+class CoreMlTarget(Target):
     """``.mlpackage`` folders. It has no options."""
 
     name = "coreml"
+    title = "Core ML"
     extra = "coreml"
     suffix = ".mlpackage"
-    axes: Sequence[Axes] = ((),)
     packages: Sequence[str] = ("coremltools",)
     runtime = (
         "Core ML on the CPU"
@@ -85,11 +77,6 @@ class CoreMlTarget:
         else "its MIL program evaluated operator by operator in PyTorch; Core ML itself runs on macOS only"
     )
     timed = _ON_MACOS
-    batched = True
-
-    def unavailable(self) -> str | None:
-        """Which package is missing, with the command that installs it."""
-        return missing(self.extra, "Exporting to Core ML")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...zoo.extras import missing, require
+from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
-from ..protocol import FileFacts
+from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
 
 
-class ExecuTorchRunner:
+class ExecuTorchRunner(Runner):
     """A ``.pte`` file in ExecuTorch's runtime; its thread pool has as many threads as the machine has cores."""
 
     def __init__(self, path: Path) -> None:
@@ -32,30 +32,22 @@ class ExecuTorchRunner:
         self.program = runtime.Runtime.get().load_program(path)  # the method is gone when its program is
         self.method = self.program.load_method("forward")
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
-
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output."""
         outputs = self.method.execute([torch.from_numpy(np.ascontiguousarray(x))])
         return [output.numpy().copy() for output in outputs]  # the runtime writes the next ones over them
 
 
-class ExecuTorchTarget:
+class ExecuTorchTarget(Target):
     """``.pte`` files for the XNNPACK backend. It has no options."""
 
     name = "executorch"
+    title = "ExecuTorch"
     extra = "executorch"
     suffix = ".pte"
     axes: Sequence[Axes] = (AXES, ())
-    batched = True
     packages: Sequence[str] = ("executorch",)
     runtime = "ExecuTorch with XNNPACK on the CPU"
-    timed = True
-
-    def unavailable(self) -> str | None:
-        """Which package is missing, with the command that installs it."""
-        return missing(self.extra, "Exporting to ExecuTorch")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""

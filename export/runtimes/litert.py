@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...zoo.extras import missing, require
+from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
-from ..protocol import Delegated, FileFacts, TensorInfo
-from ..shapes import Axes
+from ..protocol import Delegated, FileFacts, Runner, Target, TensorInfo
 
 _DELEGATE = "DELEGATE"
 
 
-class LiteRtRunner:
+class LiteRtRunner(Runner):
     """A ``.tflite`` file in LiteRT's interpreter.
 
     Args:
@@ -37,9 +36,6 @@ class LiteRtRunner:
         self.input = self.interpreter.get_input_details()[0]["index"]
         self.output_indices = [output["index"] for output in _outputs(self.interpreter).values()]
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
-
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output."""
         self.interpreter.set_tensor(self.input, np.ascontiguousarray(x))
@@ -47,21 +43,15 @@ class LiteRtRunner:
         return [self.interpreter.get_tensor(index) for index in self.output_indices]
 
 
-class LiteRtTarget:
+class LiteRtTarget(Target):
     """``.tflite`` files. It has no options."""
 
     name = "litert"
+    title = "LiteRT"
     extra = "litert"
     suffix = ".tflite"
-    axes: Sequence[Axes] = ((),)
-    batched = True
     packages: Sequence[str] = ("litert-torch", "ai-edge-litert")
     runtime = "LiteRT with XNNPACK on the CPU"
-    timed = True
-
-    def unavailable(self) -> str | None:
-        """Which packages are missing, with the command that installs them."""
-        return missing(self.extra, "Exporting to LiteRT")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""

@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...zoo.extras import missing, require
+from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
-from ..protocol import FileFacts, TensorInfo
-from ..shapes import Axes
+from ..protocol import FileFacts, Runner, Target, TensorInfo
 
 _LIMIT = 600  # seconds for pnnx: what works takes a few
 _HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
@@ -34,7 +33,7 @@ _INPUT = "Input"
 _NOT_COUNTED = (_INPUT, "MemoryData", "Split")  # they hold and name tensors
 
 
-class NcnnRunner:
+class NcnnRunner(Runner):
     """An ncnn file on the CPU, in float32; it runs a batch image by image.
 
     Args:
@@ -53,9 +52,6 @@ class NcnnRunner:
             raise RuntimeError(f"ncnn cannot read {path.name}")
         self.input_name = self.net.input_names()[0]
         self.output_names = sorted(self.net.output_names(), key=lambda name: int(name.removeprefix("out")))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output, computed image by image."""
@@ -80,21 +76,16 @@ class NcnnRunner:
         return np.array(tensor)
 
 
-class NcnnTarget:
+class NcnnTarget(Target):
     """``.param`` and ``.bin`` files. It has no options."""
 
     name = "ncnn"
+    title = "ncnn"
     extra = "ncnn"
     suffix = ".param"
-    axes: Sequence[Axes] = ((),)
     batched = False
     packages: Sequence[str] = ("ncnn", "pnnx")
     runtime = "ncnn on the CPU, in float32, image by image"
-    timed = True
-
-    def unavailable(self) -> str | None:
-        """Which packages are missing, with the command that installs them."""
-        return missing(self.extra, "Exporting to ncnn")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``, for one image; see `Target.export`."""

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...zoo.extras import missing, require
+from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
-from ..protocol import FileFacts, TensorInfo
+from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..shapes import AXES, Axes
 
 _TYPES = {"f32": "float32", "f16": "float16", "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64"}
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(Runner):
     """An OpenVINO file on the CPU.
 
     Args:
@@ -39,30 +39,22 @@ class OpenVinoRunner:
             config["INFERENCE_NUM_THREADS"] = threads
         self.model = openvino.Core().compile_model(str(path), "CPU", config)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
-
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output."""
         result = self.model(np.ascontiguousarray(x))
         return [np.array(result[index]) for index in range(len(self.model.outputs))]
 
 
-class OpenVinoTarget:
+class OpenVinoTarget(Target):
     """``.xml`` and ``.bin`` files. It has no options."""
 
     name = "openvino"
+    title = "OpenVINO"
     extra = "openvino"
     suffix = ".xml"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
-    batched = True
     packages: Sequence[str] = ("openvino",)
     runtime = "OpenVINO on the CPU, in float32"
-    timed = True
-
-    def unavailable(self) -> str | None:
-        """Which package is missing, with the command that installs it."""
-        return missing(self.extra, "Exporting to OpenVINO")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""

@@ -19,17 +19,17 @@ import torch
 from ...zoo.extras import available, missing, require
 from ..capture import AXIS_INDEX, Capture
 from ..errors import ExportError
-from ..onnx import OnnxRunner, OnnxTarget
 from ..options import check_options
-from ..protocol import FileFacts
+from ..protocol import FileFacts, Runner, Target
 from ..shapes import Axes
+from .onnx import OnnxRunner, OnnxTarget
 
 AHEAD = ("SM80", "SM86", "SM89", "SM120")  # Ampere, Ada and Blackwell; Turing, SM75, has no float32 products
 _LEAST = {"batch": 1, "height": 32, "width": 32}  # of open axes
 _LAYERS = "Layers:\n"
 
 
-class TensorRtRunner:
+class TensorRtRunner(Runner):
     """An engine on the GPU, with PyTorch's CUDA tensors as its buffers."""
 
     def __init__(self, path: Path) -> None:
@@ -46,9 +46,6 @@ class TensorRtRunner:
         self.input_name = given[0]
         self.output_names = [name for name in names if name not in given]
         self.stream = torch.cuda.Stream()
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output.
@@ -70,24 +67,24 @@ class TensorRtRunner:
             return [output.cpu().numpy() for output in outputs]
 
 
-class TensorRtTarget:
+class TensorRtTarget(Target):
     """``.engine`` files, each with its ``.onnx`` and with ``.layers.json``, what was built. It has no options."""
 
     name = "tensorrt"
+    title = "TensorRT"
     extra = "tensorrt"
     suffix = ".engine"
     axes: Sequence[Axes] = OnnxTarget.axes
-    batched = True
     packages: Sequence[str] = ("tensorrt", "tensorrt-rtx", *OnnxTarget.packages)
-    timed = True
     runtime = "TensorRT on the GPU, in float32"
     source = "the ONNX file that the engine was built from, in ONNX Runtime on the CPU"
 
     def unavailable(self) -> str | None:
         """Which package is missing, with the command that installs it."""
+        needs_onnx = missing("onnx", f"Exporting to {self.title}")
         if self.cannot_run() is None and available("tensorrt"):
-            return missing("onnx", "Exporting to TensorRT")
-        return missing(self.extra, "Exporting to TensorRT") or missing("onnx", "Exporting to TensorRT")
+            return needs_onnx
+        return super().unavailable() or needs_onnx
 
     def cannot_run(self) -> str | None:
         """Whether PyTorch has a GPU to run engines on."""

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..zoo.extras import missing, require
-from .capture import Capture, first_cause, quiet
-from .errors import ExportError
-from .options import check_options
-from .protocol import FileFacts
-from .shapes import AXES, Axes
+from ...zoo.extras import require
+from ..capture import Capture, first_cause, quiet
+from ..errors import ExportError
+from ..options import check_options
+from ..protocol import FileFacts, Runner, Target
+from ..shapes import AXES, Axes
 
 
-class OnnxRunner:
+class OnnxRunner(Runner):
     """An ONNX file in ONNX Runtime on the CPU.
 
     Args:
@@ -35,9 +35,6 @@ class OnnxRunner:
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input_name = self.session.get_inputs()[0].name
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.outputs(x)[0]
-
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output.
 
@@ -50,21 +47,16 @@ class OnnxRunner:
             raise RuntimeError(re.sub(r"^.*Status Message: (/\S+ )?", "", str(error), flags=re.DOTALL)) from error
 
 
-class OnnxTarget:
+class OnnxTarget(Target):
     """``.onnx`` files. Options: ``opset``, the version of the operator set (the exporter's default if None)."""
 
     name = "onnx"
+    title = "ONNX"
     extra = "onnx"
     suffix = ".onnx"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
-    batched = True
     packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
     runtime = "ONNX Runtime on the CPU"
-    timed = True
-
-    def unavailable(self) -> str | None:
-        """Which packages are missing, with the command that installs them."""
-        return missing(self.extra, "Exporting to ONNX")
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`. Weights stay in the file unless they exceed 2 GB."""

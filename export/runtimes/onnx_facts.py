@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from .errors import ExportError
-from .protocol import FileFacts, TensorInfo
+from ..errors import ExportError
+from ..protocol import FileFacts, TensorInfo
 
 
 def describe(path: Path) -> FileFacts:

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.rewriter import pattern, rewrite
 
-from .capture import AXIS_INDEX
-from .shapes import Axes
+from ..capture import AXIS_INDEX
+from ..shapes import Axes
 
 
 def tidy(model: ir.Model, axes: Axes) -> ir.Model:
