@@ -6,46 +6,27 @@ MIXZOO_DEBUG=1) shows the traceback instead. Results go to standard output, prog
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperGroup
 
+from ..export import commands as export_commands
+from .console import (
+    BAD_USAGE,
+    Checkpoint,
+    Commands,
+    Json,
+    Model,
+    Pretrained,
+    fail,
+    numbers,
+    progress,
+    show,
+    show_json,
+    split,
+)
 from .errors import MixzooError
-
-FAILED, BAD_USAGE = 1, 2
-PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
-
-
-class Commands(TyperGroup):
-    """The group that turns what goes wrong in a command into one sentence and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MixzooError as error:
-            if ctx.params.get("debug"):
-                raise
-            fail(str(error), BAD_USAGE if isinstance(error, LookupError | ValueError) else FAILED)
-        except Exception as error:
-            if ctx.params.get("debug") or _handled_by_typer(error):
-                raise
-            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            fail(f"{what}\nThis is not an error that mixzoo foresaw: mixzoo --debug shows where it came from.", FAILED)
-
-
-def _handled_by_typer(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, BrokenPipeError) or bool(names & {"ClickException", "Exit", "Abort"})
-
 
 app = typer.Typer(
     cls=Commands,
@@ -62,36 +43,6 @@ def main() -> None:
     app()
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Print ``message`` to standard error and end with ``code``."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]Error:[/] {escape(message)}")
-    raise typer.Exit(code)
-
-
-def show(what: RenderableType) -> None:
-    """Print a table or a text to standard output, plain where that is no terminal."""
-    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False).print(what)
-
-
-def show_json(value: Any) -> None:
-    """Print ``value`` as JSON to standard output."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-@contextmanager
-def progress(total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """Yield a function that tells what is being done next; nothing is drawn where standard error is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=total)
-        yield lambda text: bar.update(task, description=escape(text), advance=1)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         from .. import __version__
@@ -100,17 +51,9 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-Model = Annotated[str, typer.Argument(help="A model's name, as its paper has it.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", help="Weights: a file in official, timm or mixzoo form, or a training run's folder."),
-]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the published weights, downloading them once.")]
-
-
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -119,6 +62,7 @@ def _options(
     ] = False,
 ) -> None:
     """Options that come before the command."""
+    ctx.obj = _subject
 
 
 @app.command("list")
@@ -188,43 +132,12 @@ def _run_folder(checkpoint: Path | None) -> Path | None:
     return folder if folder and (folder / "train.json").is_file() else None
 
 
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="A model's name; timm:NAME is timm's own.", show_default=False)],
-    to: Annotated[str, typer.Option(help="Runtimes, separated by commas, or all.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="Folder for the files; exports/MODEL by default.")] = None,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = False,
-    sizes: Annotated[str, typer.Option(help="Sizes to verify: 224,192x256. The model's own by default.")] = "",
-    batches: Annotated[str, typer.Option(help="Batches to verify: 1,3.")] = "1",
-    dynamic: Annotated[str, typer.Option(help="Axes that may stay open, or none.")] = "batch,height,width",
-    preprocess: Annotated[bool, typer.Option("--preprocess", help="Put mean/std normalisation in the graph.")] = False,
-    opset: Annotated[int | None, typer.Option(help="ONNX operator set; the exporter's own by default.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
-    from ..export import IncompleteError, render
-    from ..export import export as write
-
-    asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic}
+def _subject(model: str, checkpoint: Path | None, pretrained: bool) -> dict[str, Any]:
+    """What tells `mixzoo.export.export` which model, and which weights, are meant."""
     if _run_folder(checkpoint):
-        asked |= {"model": _load(model, checkpoint, pretrained)[0], "name": model}
-    else:
-        asked |= {"model": model, "checkpoint": checkpoint, "pretrained": pretrained}
-        asked |= {"model_options": _options_of(model, checkpoint)} if checkpoint else {}
-    failure = None
-    with progress() as step:
-        try:
-            reports = write(to=_split(to), out=out, sizes=sizes or None, batches=batches, say=step, **asked)
-        except IncompleteError as error:
-            reports, failure = error.reports, error
-    if as_json:
-        show_json([{"folder": str(report.folder), **report.manifest} for report in reports])
-    else:
-        for report in reports:
-            show(render(report))
-    if failure:
-        raise failure
+        return {"model": _load(model, checkpoint, pretrained)[0], "name": model}
+    options = {"model_options": _options_of(model, checkpoint)} if checkpoint else {}
+    return {"model": model, "checkpoint": checkpoint, "pretrained": pretrained, **options}
 
 
 def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
@@ -233,6 +146,9 @@ def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
     from .registry import VARIANTS
 
     return checkpoint_options(model, checkpoint) if model in VARIANTS else {}
+
+
+app.command()(export_commands.export)
 
 
 @app.command()
@@ -260,11 +176,11 @@ def bench(
     if op:
         if models:
             raise typer.BadParameter("give models or --op, not both.")
-        _bench_op(op, _numbers(sides, "--sides"), _numbers(heads, "--heads"), threads, out, as_json)
+        _bench_op(op, numbers(sides, "--sides"), numbers(heads, "--heads"), threads, out, as_json)
         return
     if not models:
         raise typer.BadParameter("name a model, or an op with --op.", param_hint="MODELS")
-    settings = run.Settings(_split(form), threads, batch, _one_size(size), against or None, runs, memory)
+    settings = run.Settings(split(form), threads, batch, _one_size(size), against or None, runs, memory)
     names = expand(models)
     machine, rows = describe_machine(), []
     with progress(run.count_steps(names, settings)) as step:
@@ -301,13 +217,6 @@ def _bench_op(
         typer.echo(op_report.json_lines(rows, machine), nl=False)
     else:
         show(op_report.full_report(rows, machine))
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(item) for item in _split(text))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers, such as 14,28.", param_hint=option) from None
 
 
 def _one_size(text: str) -> tuple[int, int] | None:
@@ -364,7 +273,7 @@ def compare(
     from ..train.compare import compare as run
     from ..train.compare import table
 
-    show(table(run(shell, _split(mixers), out, overrides or [])))
+    show(table(run(shell, split(mixers), out, overrides or [])))
 
 
 @app.command()
