@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from .api import IncompleteError, export
 from .errors import ExportError, ShapeError, VerificationError
-from .report import Report, render
+from .folders import FolderError
+from .precision import PRECISIONS
+from .report import Report
 from .shapes import parse_batches, parse_sizes
 from .target import TARGETS, get_target
+from .words import render
 
 __all__ = [
+    "PRECISIONS",
     "TARGETS",
     "ExportError",
+    "FolderError",
     "IncompleteError",
     "Report",
     "ShapeError",

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..zoo.errors import MissingExtraError
+from ..zoo.errors import MissingExtraError, MixzooError
 from ..zoo.files import atomic_dir, remove
 from . import report as reports
 from .attempt import PATIENCE, Job, write
 from .errors import ExportError
-from .prepare import prepare
+from .folders import FolderError, calibration_set, labelled_set
+from .judge import num_classes
+from .lower import MAX_DROP, Quality
+from .precision import as_precisions
+from .prepare import Prepared, prepare
 from .protocol import Target
 from .report import Report
 from .shapes import AXES, Size, as_axes, as_batches, as_sizes
 from .target import get_targets
+from .verify import Reference
 
 
 class IncompleteError(ExportError):
@@ -47,6 +53,10 @@ def export(
     model_options: Mapping[str, Any] | None = None,
     dynamic: str | Sequence[str] = AXES,
     patience: float | None = PATIENCE,
+    precision: str | Sequence[str] = ("fp32",),
+    calibration: str | Path | None = None,
+    labelled: str | Path | None = None,
+    max_drop: float = MAX_DROP,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Write the deploy form of a model for one or more runtimes, run every file there, and compare.
@@ -59,8 +69,8 @@ def export(
         model: a module, or a name: the zoo's, or else timm's ("timm:NAME" is always timm's). It is not changed.
         to: names of targets, see `TARGETS`; "all" for all of them.
         out: folder for the files, manifest.json and summary.md; "exports/<model's name>" by default. With several
-            targets each has a folder of its own in it. A folder that holds another model's export is not mixed with
-            it: a sub-folder with the model's name is used.
+            targets each has a folder of its own in it, and with several precisions each of those. A folder that holds
+            another model's export is not mixed with it: a sub-folder with the model's name is used.
         sizes: input sizes to verify, as "224,192x256", sides or (height, width) pairs; the model's own by default.
         batches: batch sizes to verify, as "1,3" or numbers.
         checkpoint: file with the weights.
@@ -74,39 +84,89 @@ def export(
             or () for files of fixed shapes only, which are written faster, and run faster where windows or position
             tables follow the size.
         patience: seconds of processor time after which a set of open axes is given up; None for no limit.
+        precision: of the files, as "fp32,fp16,int8" or names; see `mixzoo.export.precision`.
+        calibration: folder of images, which int8 takes its scales from.
+        labelled: folder with a folder of images for each class, on which files of lower precision are judged: in int8
+            as many layers stay in float, worst first, as it takes to keep to ``max_drop``.
+        max_drop: points of top-1 accuracy that may be lost.
         say: called with a few words at each step.
 
     Returns:
-        A report per target.
+        A report per target and precision.
 
     Raises:
-        UnknownNameError, UnknownModelError: a target, axis or model that does not exist.
+        UnknownNameError, UnknownModelError: a target, precision, axis or model that does not exist.
         MissingExtraError: packages that the only target needs are not installed.
         CheckpointError: weights that cannot be had or do not fit.
         ShapeError: sizes or batches that cannot be read.
+        FolderError, ImageError: images that cannot be used.
         ExportError: a target failed, and left nothing behind. Of several targets the others are finished, and an
             `IncompleteError` has their reports.
     """
-    targets = get_targets(to)
+    targets, precisions = get_targets(to), as_precisions(precision)
     if opset is not None and "onnx" not in (target.name for target in targets):
         raise ExportError(f"opset {opset} is for onnx, which is not among the targets: leave it out.")
+    _check_folders(precisions, calibration, labelled)
     wanted_sizes = None if sizes is None else as_sizes(sizes)
     wanted_batches, axes = as_batches(batches), as_axes(dynamic)
     prepared = prepare(model, _file_name(name), checkpoint, pretrained, preprocess, model_options)
-    options = {"onnx": {"opset": opset}}
-    job = Job(prepared, wanted_sizes or (prepared.native,), wanted_batches, options, axes, say, patience)
+    quality = _quality(prepared, calibration, labelled, max_drop)
+    job = Job(
+        prepared=prepared,
+        sizes=wanted_sizes or (prepared.native,),
+        batches=wanted_batches,
+        options={"onnx": {"opset": opset}},
+        axes=axes,
+        say=say,
+        patience=patience,
+        quality=quality,
+    )
     root = Path(out) if out is not None else Path("exports") / prepared.name
+    return _export_all(job, [(target, name) for target in targets for name in precisions], root)
+
+
+def _check_folders(precisions: Sequence[str], calibration: str | Path | None, labelled: str | Path | None) -> None:
+    """See that there are folders for what needs them, and none for nothing."""
+    if "int8" in precisions and calibration is None:
+        raise FolderError(
+            "int8 takes its scales from real images: give a folder with some dozens, --calibration FOLDER."
+        )
+    if "int8" not in precisions and calibration is not None:
+        raise FolderError("--calibration is for int8, which is not among the precisions: leave it out.")
+    if precisions == ("fp32",) and labelled is not None:
+        raise FolderError("--labelled is to judge fp16 and int8, which are not among the precisions: leave it out.")
+
+
+def _quality(
+    prepared: Prepared, calibration: str | Path | None, labelled: str | Path | None, max_drop: float
+) -> Quality | None:
+    if calibration is None and labelled is None:
+        return None
+    image = Reference(prepared).outputs(prepared.native, 0)
+    return Quality(
+        prepared,
+        calibration_set(calibration, prepared) if calibration is not None else None,
+        labelled_set(labelled, prepared, num_classes(image)) if labelled is not None else None,
+        max_drop,
+    )
+
+
+def _export_all(job: Job, wanted: Sequence[tuple[Target, str]], root: Path) -> list[Report]:
+    """Every target in every precision, whatever fails."""
+    several = [len({target.name for target, _ in wanted}) > 1, len({name for _, name in wanted}) > 1]
     done, failed = [], []
-    for target in targets:
+    for target, precision in wanted:
+        parts = [part for part, one_of_many in zip((target.name, precision), several, strict=True) if one_of_many]
         try:
-            done.append(_export_one(job, target, root / target.name if len(targets) > 1 else root))
-        except (ExportError, MissingExtraError) as error:
-            if len(targets) == 1 and isinstance(error, MissingExtraError):
+            done.append(_export_one(replace(job, precision=precision), target, root.joinpath(*parts)))
+        except MixzooError as error:
+            if len(wanted) == 1 and not isinstance(error, ExportError):
                 raise
-            failed.append(f"{prepared.name} could not be exported to {target.name}: {error}")
-            if len(targets) == 1:
+            which = target.name if precision == "fp32" else f"{target.name} in {precision}"
+            failed.append(f"{job.prepared.name} could not be exported to {which}: {error}")
+            if len(wanted) == 1:
                 raise ExportError(failed[0]) from error
-            say(failed[-1])
+            job.say(failed[-1])
     if failed:
         raise IncompleteError(" ".join(failed), done)
     return done
@@ -115,19 +175,26 @@ def export(
 def _export_one(job: Job, target: Target, folder: Path) -> Report:
     if reason := target.unavailable():
         raise MissingExtraError(reason)
+    if job.precision not in target.precisions:
+        written = " and ".join(target.precisions)
+        raise ExportError(f"mixzoo writes files for {target.title} in {written} only: leave {job.precision} out.")
     previous = reports.read(folder)
-    if previous is not None and _identity(previous) != (job.prepared.name, target.name):
-        folder = folder / job.prepared.name
+    if previous is not None and _identity(previous) != (job.prepared.name, target.name, job.precision):
+        lower = "" if job.precision == "fp32" else f"_{job.precision}"
+        folder = folder / f"{job.prepared.name}{lower}"
         previous = reports.read(folder)
     with atomic_dir(folder) as temporary:
-        content = reports.manifest(job.prepared, target, write(job, target, temporary))
+        content = reports.manifest(job, target, write(job, target, temporary))
         reports.write(temporary, content)
     _remove_superseded(folder, previous, content)
-    return Report(folder, content)
+    report = Report(folder, content)
+    if job.precision == "fp32" and content["verified"]:
+        job.floats.update({(target.name, report.dynamic_axes, file.stem): file for file in report.files})
+    return report
 
 
-def _identity(content: Mapping[str, Any]) -> tuple[Any, Any]:
-    return content.get("model"), content.get("target")
+def _identity(content: Mapping[str, Any]) -> tuple[Any, ...]:
+    return content.get("model"), content.get("target"), content.get("precision")
 
 
 def _remove_superseded(folder: Path, previous: Mapping[str, Any] | None, content: Mapping[str, Any]) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..zoo.files import remove
+from .artifacts import clear, total_size
 from .capture import AXIS_INDEX, Capture, first_cause
 from .errors import ExportError, UnprovableError, VerificationError
+from .judge import DropError
 from .latency import Latency, time
+from .lower import Attempt, Quality, write_lower
 from .numbers import outputs_of, relative_error
 from .patience import limited
+from .precision import Precision
 from .prepare import Prepared
 from .protocol import BuiltAhead, FileFacts, Runner, Target, not_run_because
+from .sensitivity import Fit
 from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
 from .verify import Check, Reference, verify
 
@@ -34,12 +41,16 @@ class Written:
         facts: what it says of itself.
         checks: what was seen at each shape.
         latency: at the first of them; None where the runtime itself does not run here.
+        fit: of a file in lower precision, what it was judged by; None where it was not judged by real images.
+        float_bytes: size of the float32 file of the same runtime and shapes; None where there is none.
     """
 
     path: Path
     facts: FileFacts
     checks: tuple[Check, ...]
     latency: Latency | None
+    fit: Fit | None = None
+    float_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ class Job:
         axes: those that may be left open.
         say: told what is being done, in a few words.
         patience: seconds of processor time to find a graph with open axes in; None for no limit.
+        precision: of the files.
+        quality: what those of lower precision are calibrated with and judged by.
+        floats: float32 files that are there already and verified, by target, open axes and name without suffix.
     """
 
     prepared: Prepared
@@ -78,6 +92,14 @@ class Job:
     axes: Axes
     say: Callable[[str], None]
     patience: float | None = PATIENCE
+    precision: str = "fp32"
+    quality: Quality | None = None
+    floats: dict[tuple[str, Axes, str], Path] = field(default_factory=dict)
+
+    @property
+    def real(self) -> tuple[torch.Tensor, ...]:
+        """Images that files are compared on; none where synthetic ones serve."""
+        return self.quality.images(self.sizes[0]) if self.quality and self.precision == "int8" else ()
 
 
 def write(job: Job, target: Target, folder: Path) -> Outcome:
@@ -86,8 +108,9 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
     Raises:
         ExportError: not even fixed shapes can be written.
         VerificationError: not even files of fixed shapes do what the model does, or nothing can be proved.
+        DropError: a file of lower precision loses too much.
     """
-    reference = Reference(job.prepared)
+    reference = Reference(job.prepared, job.real)
     for size in job.sizes:
         if reason := reference.refuses(size):
             raise ExportError(f"{job.prepared.name} itself does not run at {size_name(size)}: {reason}")
@@ -96,7 +119,7 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
         try:
             return Outcome(_write_all(job, target, folder, reference, axes), axes, fixed)
         except ExportError as error:
-            if not axes or isinstance(error, UnprovableError):
+            if not axes or isinstance(error, UnprovableError | DropError):
                 raise
             fixed[axes] = str(error)
             _clear(folder)
@@ -112,6 +135,7 @@ def _write_all(job: Job, target: Target, folder: Path, reference: Reference, axe
         for some_batches in batches:
             parts = [size_name(some_sizes[0])] if len(sizes) > 1 else []
             parts += [f"b{some_batches[0]}"] if len(batches) > 1 else []
+            parts += [job.precision] if job.precision != "fp32" else []
             path = folder / ("_".join([job.prepared.name, *parts]) + target.suffix)
             files.append(_write_one(job, target, path, reference, axes, some_sizes, some_batches))
     return tuple(files)
@@ -131,15 +155,64 @@ def _write_one(
     capture = Capture(job.prepared.inference, _example(reference, axes, sizes[0], batches[0]), axes, _greatest(cases))
     with limited(job.patience if axes else None):
         _probe(capture, reference)
-        target.export(capture, path, job.options.get(target.name, {}))
+    fit = _write_file(job, target, path, capture, sizes[0])
     facts = target.describe(path)
     _check_open(facts, axes)
     reason = not_run_because(target)
     job.say(f"{target.name}: running {'the source of ' if reason else ''}{path.name} at {len(cases)} shapes")
     runner = _load(target, path)
-    checks = verify(reference, runner, cases, takes_one="batch" in axes or not target.batched)
-    latency = time(reference, runner, cases[0]) if target.timed and not reason else None
-    return Written(path, facts, tuple(checks), latency)
+    checks = verify(reference, runner, cases, job.precision, takes_one="batch" in axes or not target.batched)
+    with _float_file(job, target, path, capture) as float_file:
+        timed = target.timed and not reason
+        before = _verified(job, target, float_file, cases[0]) if float_file and timed else None
+        latency = time(reference, runner, cases[0], before) if timed else None
+        size = total_size(float_file) if float_file else None
+    return Written(path, facts, tuple(checks), latency, fit, size)
+
+
+def _write_file(job: Job, target: Target, path: Path, capture: Capture, size: Size) -> Fit | None:
+    """Write the file of a capture in the precision asked for, as often as it takes."""
+
+    def export(lowered: Capture) -> None:
+        clear(path)
+        with limited(job.patience if capture.axes else None):
+            target.export(lowered, path, job.options.get(target.name, {}))
+
+    if job.quality is None:
+        export(capture.at(Precision(job.precision)))
+        return None
+    batched = "batch" not in capture.axes and target.batched
+    attempt = Attempt(
+        capture=capture,
+        size=size,
+        batch=capture.example.shape[0] if batched else None,
+        write=export,
+        load=lambda: _load(target, path),
+        say=lambda text: job.say(f"{target.name}: {text}"),
+    )
+    return write_lower(attempt, job.precision, job.quality)
+
+
+@contextlib.contextmanager
+def _float_file(job: Job, target: Target, path: Path, capture: Capture) -> Iterator[Path | None]:
+    """The float32 file of the same shapes, which is written for the while if there is none; of itself, None."""
+    stem = path.stem.removesuffix(f"_{job.precision}")
+    known = job.floats.get((target.name, capture.axes, stem))
+    if job.precision == "fp32" or known or not target.timed or not_run_because(target):
+        yield known
+        return
+    job.say(f"{target.name}: writing {stem}{target.suffix} to compare with")
+    with tempfile.TemporaryDirectory(prefix="mixzoo-") as folder:
+        file = Path(folder) / (stem + target.suffix)
+        target.export(capture.at(Precision()), file, job.options.get(target.name, {}))
+        yield file
+
+
+def _verified(job: Job, target: Target, path: Path, case: Case) -> Runner:
+    """A float32 file, loaded, which does what the model does at ``case``."""
+    runner = _load(target, path)
+    verify(Reference(job.prepared), runner, [case], takes_one=False)
+    return runner
 
 
 def _load(target: Target, path: Path) -> Runner:

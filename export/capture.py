@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import logging
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ExportError
+from .precision import Precision
 from .shapes import Axes
 
 AXIS_INDEX = {"batch": 0, "height": 2, "width": 3}
+FLOAT = Precision()
 _LOUD = (
     *("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir"),
-    *("executorch", "litert_torch", "openvino", "coremltools"),
+    *("executorch", "litert_torch", "openvino", "nncf", "coremltools"),
 )
 
 
@@ -32,13 +35,31 @@ class Capture:
         example: an input; the axes that are not open get its sizes.
         axes: the open axes.
         greatest: side of each open axis that a target must take where it plans memory ahead; the example's by default.
+        precision: what the file computes in; `module` and the graphs are float32 whatever it is.
     """
 
     def __init__(
-        self, module: nn.Module, example: Tensor, axes: Axes, greatest: Mapping[str, int] | None = None
+        self,
+        module: nn.Module,
+        example: Tensor,
+        axes: Axes,
+        greatest: Mapping[str, int] | None = None,
+        precision: Precision = FLOAT,
     ) -> None:
-        self.module, self.example, self.axes = module, example, axes
+        self.module, self.example, self.axes, self.precision = module, example, axes, precision
         self.greatest = {axis: max((greatest or {}).get(axis, 0), example.shape[AXIS_INDEX[axis]]) for axis in axes}
+
+    def at(self, precision: Precision) -> Capture:
+        """The same capture, with the graphs that it has already, for a file of another precision."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
+
+    def calibration(self) -> list[Tensor]:
+        """The images to calibrate with, as many at a time as the graph takes: one, or a batch that is not open."""
+        batch = 1 if "batch" in self.axes else self.example.shape[0]
+        images = self.precision.images
+        return [torch.cat([images[(i + j) % len(images)] for j in range(batch)]) for i in range(0, len(images), batch)]
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

@@ -26,13 +26,18 @@ def export(
     dynamic: Annotated[str, typer.Option(help="Axes that may stay open, or none.")] = "batch,height,width",
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Put mean/std normalisation in the graph.")] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; the exporter's own by default.")] = None,
+    precision: Annotated[str, typer.Option(help="Of fp32, fp16, int8.")] = "fp32",
+    calibration: Annotated[Path | None, typer.Option(help="Folder of images that int8 is calibrated with.")] = None,
+    labelled: Annotated[Path | None, typer.Option(help="Folder with a folder of images for each class.")] = None,
+    max_drop: Annotated[float, typer.Option(min=0, help="Points of accuracy that fp16 and int8 may lose.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
     from . import IncompleteError, render
     from . import export as write
 
-    asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic}
+    asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic, "precision": precision}
+    asked |= {"calibration": calibration, "labelled": labelled, "max_drop": max_drop}
     asked |= ctx.obj(model, checkpoint, pretrained)
     failure = None
     with progress() as step:

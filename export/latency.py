@@ -1,4 +1,4 @@
-"""How long a written file takes, beside PyTorch's deploy form of the same model on the same machine."""
+"""How long a written file takes, beside PyTorch's deploy form of the model and a float32 file, on one machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..zoo.timing import measure, paired_speedup
+from ..zoo.timing import Run, measure, paired_speedup
 from .protocol import Runner
 from .shapes import Case
 from .verify import Reference
@@ -25,6 +25,8 @@ class Latency:
         threads: that both were given; a runtime that does not let one choose takes its own.
         file_ms, torch_ms: milliseconds a call, of the file in its runtime and of the deploy form in PyTorch.
         ratio: how many times faster the file is, by the median over pairs of turns taken side by side.
+        before_ms: of the float32 file in the same runtime; None where the file is that itself.
+        before_ratio: how many times faster than that the file is.
         load: what else the machine was doing: processes ready to run, averaged over the last minute.
     """
 
@@ -34,10 +36,12 @@ class Latency:
     torch_ms: float
     ratio: float
     load: float
+    before_ms: float | None = None
+    before_ratio: float | None = None
 
 
-def time(reference: Reference, runner: Runner, case: Case) -> Latency:
-    """Time ``runner`` at ``case``, against the deploy form of the model that it was written from."""
+def time(reference: Reference, runner: Runner, case: Case, before: Runner | None = None) -> Latency:
+    """Time ``runner`` at ``case``, against the deploy form of the model and, if given, its float32 file ``before``."""
     images = torch.cat([reference.image(case.size, i) for i in range(case.batch)])
     array: np.ndarray = images.numpy()
     deployed, load = reference.deployed, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -46,6 +50,18 @@ def time(reference: Reference, runner: Runner, case: Case) -> Latency:
         with torch.inference_mode():
             return deployed(images)
 
-    timings = measure({"file": lambda: runner.outputs(array), "torch": torch_call}, rounds=_ROUNDS)
-    file, ours = timings["file"], timings["torch"]
-    return Latency(case, torch.get_num_threads(), file.median, ours.median, paired_speedup(ours, file), load)
+    candidates: dict[str, Run] = {"file": lambda: runner.outputs(array), "torch": torch_call}
+    if before is not None:
+        candidates["before"] = lambda: before.outputs(array)
+    timings = measure(candidates, rounds=_ROUNDS)
+    file, ours, float_file = timings["file"], timings["torch"], timings.get("before")
+    return Latency(
+        case=case,
+        threads=torch.get_num_threads(),
+        file_ms=file.median,
+        torch_ms=ours.median,
+        ratio=paired_speedup(ours, file),
+        load=load,
+        before_ms=float_file.median if float_file else None,
+        before_ratio=paired_speedup(float_file, file) if float_file else None,
+    )

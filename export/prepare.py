@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Prepared:
             its matrices, where it is not 1) or 'as given'.
         mean, std: per channel, of the normalisation that the model was made for.
         preprocess: whether that normalisation is in the graph; the input is then RGB in [0, 1].
+        config: what the model says of its weights and of how images are prepared: timm's ``pretrained_cfg``.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Prepared:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     preprocess: bool
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -111,6 +113,7 @@ def prepare(
         mean=mean,
         std=std,
         preprocess=preprocess,
+        config=cfg,
     )
 
 

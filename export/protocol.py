@@ -93,6 +93,7 @@ class Target(Protocol):
         suffix: of the file or folder that it writes, with the dot.
         axes: the sets of axes that it can leave open, widest first, the empty one last.
         batched: whether a file takes a batch; where not, one file serves every batch, image by image.
+        precisions: that it writes, of `mixzoo.export.precision.PRECISIONS`.
         packages: distributions whose versions belong in a manifest.
         runtime: what runs a file here, in words.
         timed: whether that is the runtime itself, so that its speed says something.
@@ -104,6 +105,7 @@ class Target(Protocol):
     suffix: str
     axes: Sequence[Axes] = ((),)
     batched: bool = True
+    precisions: Sequence[str] = ("fp32",)
     packages: Sequence[str]
     runtime: str
     timed: bool = True
@@ -116,7 +118,8 @@ class Target(Protocol):
         """Write a model.
 
         Args:
-            capture: the model, an example of its input, and the axes to leave open, one set of `axes`.
+            capture: the model, an example of its input, the axes to leave open, one set of `axes`, and the precision
+                of the file, one of `precisions`.
             path: the file or folder to write; companions such as weight files go beside it, under its name with another
                 suffix.
             options: of this target; an unknown one is an error.

@@ -1,24 +1,23 @@
-"""What is said of an export: manifest.json for programs, summary.md for readers, a table for the terminal."""
+"""What is said of an export: manifest.json for programs; `mixzoo.export.words` puts it in words."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .attempt import Outcome, Written, describe_axes
+from .artifacts import companions
+from .attempt import Job, Outcome, Written
 from .latency import Latency
 from .prepare import Prepared, sha256, size_of
 from .protocol import BuiltAhead, Delegated, Target, TensorInfo, not_run_because
-from .shapes import Axes, size_name
-from .verify import CONTROL, CONTROL_MARGIN, TOLERANCE, Check
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from .sensitivity import Fit
+from .shapes import Axes
+from .verify import BOUNDS, Check
+from .words import summary
 
 MANIFEST, SUMMARY = "manifest.json", "summary.md"
 
@@ -46,6 +45,11 @@ class Report:
         return str(self.manifest["target"])
 
     @property
+    def precision(self) -> str:
+        """What the files compute in."""
+        return str(self.manifest["precision"])
+
+    @property
     def files(self) -> list[Path]:
         """The written files, one for each fixed shape; companions with external weights are not listed."""
         return [self.folder / item["file"] for item in self.manifest["artifacts"]]
@@ -66,20 +70,23 @@ class Report:
         return max(check["error"] for item in self.manifest["artifacts"] for check in item["checks"])
 
 
-def manifest(prepared: Prepared, target: Target, outcome: Outcome, precision: str = "fp32") -> dict[str, Any]:
+def manifest(job: Job, target: Target, outcome: Outcome) -> dict[str, Any]:
     """The content of manifest.json."""
+    prepared, bounds = job.prepared, BOUNDS[job.precision]
     return {
         "model": prepared.name,
         "target": target.name,
         **_run(target),
-        "precision": precision,
+        "precision": job.precision,
         "form": prepared.form,
         "weights": prepared.weights,
         "parameters": prepared.num_parameters,
         "preprocess": _preprocess(prepared),
         "dynamic_axes": list(outcome.axes),
         "fixed_because": [{"tried": list(axes), "reason": reason} for axes, reason in outcome.fixed.items()],
-        "tolerance": TOLERANCE[precision],
+        "tolerance": bounds.tolerance,
+        "control": {"least": bounds.control, "times_the_error": bounds.margin},
+        **_quality(job),
         "error": max(c.error for f in outcome.files for c in f.checks),
         "max_rank": max(f.facts.max_rank for f in outcome.files),
         **outcome.files[0].facts.extra,
@@ -115,12 +122,11 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def _artifact(written: Written) -> dict[str, Any]:
     path, facts = written.path, written.facts
-    companions = sorted(p for p in path.parent.iterdir() if p != path and p.name.startswith(f"{path.stem}."))
     return {
         "file": path.name,
         "bytes": size_of(path),
         "sha256": sha256(path),
-        "companions": [{"file": p.name, "bytes": size_of(p), "sha256": sha256(p)} for p in companions],
+        "companions": [{"file": p.name, "bytes": size_of(p), "sha256": sha256(p)} for p in companions(path)],
         "inputs": [_tensor(t) for t in facts.inputs],
         "outputs": [_tensor(t) for t in facts.outputs],
         "nodes": sum(facts.operators.values()),
@@ -130,6 +136,39 @@ def _artifact(written: Written) -> dict[str, Any]:
         "delegated": _delegated(facts.delegated),
         "checks": [_check(c) for c in written.checks],
         "latency": _latency(written.latency),
+        "float32_bytes": written.float_bytes,
+        "judged": _judged(written.fit),
+    }
+
+
+def _quality(job: Job) -> dict[str, Any]:
+    """What files of lower precision were calibrated with and held to."""
+    if job.precision == "fp32" or (quality := job.quality) is None:
+        return {}
+    calibrated = quality.calibration and job.precision == "int8"
+    return {
+        "calibration_images": len(quality.calibration) if quality.calibration and calibrated else None,
+        "labelled_images": len(quality.labelled) if quality.labelled else None,
+        "max_drop": quality.max_drop if quality.labelled else None,
+    }
+
+
+def _judged(fit: Fit | None) -> dict[str, Any] | None:
+    """What real images said of a file of lower precision, and which layers they kept in float."""
+    if fit is None:
+        return None
+    judgement = fit.judgement
+    return {
+        "images": judgement.images,
+        "accuracy": judgement.accuracy,
+        "accuracy_of_original": judgement.original,
+        "drop": judgement.drop,
+        "top1_agreement": judgement.agreement,
+        "agreement_by_chance": judgement.chance,
+        "median_error": judgement.error,
+        "negative_control": judgement.control,
+        "layers": fit.layers,
+        "kept_in_float": list(fit.keep),
     }
 
 
@@ -144,6 +183,8 @@ def _latency(latency: Latency | None) -> dict[str, Any] | None:
         "file_ms": round(latency.file_ms, 3),
         "torch_deploy_ms": round(latency.torch_ms, 3),
         "times_faster": round(latency.ratio, 3),
+        "float32_ms": latency.before_ms and round(latency.before_ms, 3),
+        "times_faster_than_float32": latency.before_ratio and round(latency.before_ratio, 3),
         "machine_load": round(latency.load, 2),
     }
 
@@ -191,156 +232,3 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
-
-
-# for readers
-
-
-def summary(content: dict[str, Any]) -> str:
-    """The manifest in words: Markdown."""
-    lines = [f"# {content['model']} for {content['target']}", ""]
-    lines += [f"- {label}: {value}" for label, value in _facts(content)]
-    for item in content["artifacts"]:
-        lines += ["", f"## {item['file']}", "", f"sha256 `{item['sha256']}`", ""]
-        lines += [f"- {label}: {value}" for label, value in _artifact_facts(item)]
-        lines += ["", *_markdown_table(_HEADER, [_row(c) for c in item["checks"]])]
-    whole = "Every file" if content.get("in_its_runtime") else "The program read back from every file"
-    ran = whole if content["verified"] else f"Not the file itself, but {content['checks_are_of']},"
-    return "\n".join([*lines, "", _METHOD.format(ran=ran, tolerance=content["tolerance"]), ""])
-
-
-def render(report: Report) -> RenderableType:
-    """The report for a terminal."""
-    from rich.console import Group
-    from rich.table import Table
-
-    content = report.manifest
-    grid = Table.grid(padding=(0, 2))
-    for label, value in [*_facts(content), ("folder", str(report.folder))]:
-        grid.add_row(f"[bold]{label}[/]", value)
-    tables: list[RenderableType] = [grid]
-    for item in content["artifacts"]:
-        table = Table(title=f"{item['file']} ({_megabytes(item)})", title_justify="left")
-        for title in _HEADER:
-            table.add_column(title, justify="right")
-        for check in item["checks"]:
-            table.add_row(*_row(check))
-        table.caption = "\n".join(f"{label}: {value}" for label, value in (*_delegation(item), *_speed(item)))
-        tables.append(table)
-    return Group(*tables)
-
-
-_HEADER = ("batch", "size", "asked", "error", "other image", "top-1", "batch = single")
-_METHOD = (
-    "{ran} was run at every shape listed and compared with the original model in PyTorch, image by image: "
-    "error is max|a - b| / max|b|, at most {tolerance:.0e} passes. *Other image* is the least relative difference "
-    f"that another image makes; it must be at least {CONTROL:.0e} and {CONTROL_MARGIN:.0f} times the error, or the "
-    "comparison could not have failed. Shapes that were not asked for prove that an axis is dynamic."
-)
-
-
-def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
-    pre = content["preprocess"]
-    facts = [
-        ("model", f"{content['model']}, {content['parameters'] / 1e6:.2f} M parameters, {content['form']}"),
-        ("weights", content["weights"]),
-        ("target", f"{content['target']}, {content['precision']}" + _opset(content)),
-        *_run_facts(content),
-        ("input", f"{pre['input']}, float32; mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"),
-        *_built(content),
-        ("axes", describe_axes(tuple(content["dynamic_axes"]))),
-        ("greatest error" if content["verified"] else "greatest error of the source", f"{content['error']:.1e}"),
-        ("greatest tensor rank", str(content["max_rank"])),
-    ]
-    reasons = [(f"{', '.join(r['tried'])} not all open", r["reason"]) for r in content["fixed_because"]]
-    return [*facts, *reasons, ("made with", _made_with(content))]
-
-
-def _built(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """For which GPUs, and in which precisions, where a file is built for some."""
-    if "built_for" not in content:
-        return []
-    tensors = ", ".join(f"{kind} {count}" for kind, count in content["layer_precision"].items())
-    return [("built for", ", ".join(content["built_for"])), ("tensors of its layers", tensors)]
-
-
-def _run_facts(content: dict[str, Any]) -> list[tuple[str, str]]:
-    if content["verified"]:
-        return [("run by", content["run_by"])]
-    facts = [("not run", f"{content['not_run_because']}; the file was built, and is not verified")]
-    facts += [("checks are of", content["checks_are_of"])]
-    return facts
-
-
-def _artifact_facts(item: dict[str, Any]) -> list[tuple[str, str]]:
-    operators = ", ".join(f"{name} {count}" for name, count in item["operators"].items())
-    return [
-        ("size", _megabytes(item)),
-        ("inputs", "; ".join(_signature(t) for t in item["inputs"])),
-        ("outputs", "; ".join(_signature(t) for t in item["outputs"])),
-        (f"{item['nodes']} operators", operators),
-        *_delegation(item),
-        *_speed(item),
-    ]
-
-
-_BUSY = 1.0  # load from which figures are marked
-
-
-def _speed(item: dict[str, Any]) -> list[tuple[str, str]]:
-    if not (t := item["latency"]):
-        return [("time", "not taken: the runtime itself does not run here")]
-    where = f"batch {t['batch']}, {size_name((t['height'], t['width']))}, {t['threads']} threads"
-    where += f", load {t['machine_load']:.1f}" if t["machine_load"] > _BUSY else ""
-    ratio = t["times_faster"]
-    verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
-    return [("time", f"{t['file_ms']:.2f} ms ({where}); PyTorch deploy form {t['torch_deploy_ms']:.2f} ms: {verdict}")]
-
-
-def _delegation(item: dict[str, Any]) -> list[tuple[str, str]]:
-    """In words what the accelerated partition takes; nothing where the runtime has none."""
-    if not (part := item["delegated"]):
-        return []
-    rest = ", ".join(f"{name} {count}" for name, count in part["rest"].items()) or "nothing"
-    taken = f"{part['share']:.0%} of the nodes in {part['parts']} part{'s' * (part['parts'] != 1)}"
-    return [(f"in {part['to']}", f"{taken}; outside: {rest}")]
-
-
-def _opset(content: dict[str, Any]) -> str:
-    return f", opset {content['opset']}" if "opset" in content else ""
-
-
-def _made_with(content: dict[str, Any]) -> str:
-    packages = [f"{name} {number}" for name, number in content["versions"].items() if number]
-    return ", ".join([*packages, f"Python {content['python']}", content["platform"]])
-
-
-def _signature(tensor: dict[str, Any]) -> str:
-    return f"{tensor['name']} {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{v:g}" for v in values)
-
-
-def _megabytes(item: dict[str, Any]) -> str:
-    total = item["bytes"] + sum(c["bytes"] for c in item["companions"])
-    return f"{total / 1e6:.1f} MB"
-
-
-def _row(check: dict[str, Any]) -> list[str]:
-    top1, batch = check["top1_agreement"], check["batch_against_single"]
-    return [
-        str(check["batch"]),
-        size_name((check["height"], check["width"])),
-        "yes" if check["asked"] else "proof",
-        f"{check['error']:.1e}",
-        f"{check['negative_control']:.1e}",
-        "-" if top1 is None else f"{top1:.0%}",
-        "-" if batch is None else f"{batch:.1e}",
-    ]
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]

@@ -46,6 +46,7 @@ class ProgramTarget:
     name, extra, suffix, packages, runtime = "program", "none", ".pt2", (), "torch"
     axes = (AXES, ("batch",), ())
     batched = True
+    precisions = ("fp32",)
     timed = True
 
     def __init__(self, damage: Damage = lambda outputs: outputs) -> None:

@@ -13,10 +13,10 @@ import torch
 from export_doubles import Pyramid, mixed, small, stage
 from mixzoo.export import ExportError, IncompleteError
 from mixzoo.export.protocol import not_run_because
-from mixzoo.export.report import render, summary
 from mixzoo.export.runtimes import ncnn as ncnn_target
 from mixzoo.export.runtimes import tensorrt as tensorrt_target
 from mixzoo.export.target import TARGETS
+from mixzoo.export.words import render, summary
 from mixzoo.zoo.fill import fill_
 from rich.console import Console
 from torch import Tensor, nn

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.table import Table
-from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
-from .errors import MixzooError
+from .pictures import ImageError, preparation
 from .tables import new_table
 
-
-class ImageError(MixzooError, ValueError):
-    """An image file that cannot be read."""
+__all__ = ["Guess", "ImageError", "Prediction", "predict", "predictions_table"]
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,8 @@ def predict(
     Raises:
         ImageError: a file that is missing or no image.
     """
-    config: dict[str, Any] = resolve_model_data_config(model)
-    prepare: Any = create_transform(**config, is_training=False)
-    mode = "L" if config["input_size"][0] == 1 else "RGB"
-    tensors = [prepare(_read(path, mode)) for path in images]  # each (C, H, W)
+    prepare = preparation(resolve_model_data_config(model))
+    tensors = [prepare(path) for path in images]  # each (C, H, W)
     found = []
     for path, tensor in zip(images, tensors, strict=True):
         scores = model(tensor[None]).float().softmax(-1)[0]  # (num_classes,)
@@ -68,16 +63,6 @@ def predict(
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         found.append(Prediction(str(path), tuple(Guess(i, names[i], p) for i, p in pairs)))
     return found
-
-
-def _read(path: Path, mode: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except FileNotFoundError:
-        raise ImageError(f"No image at {path}: check the path.") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageError(f"{path} is not an image that can be read ({error}): save it as PNG or JPEG.") from None
 
 
 def _labels(count: int) -> list[str]:

@@ -1,0 +1,141 @@
+"""Which layers lose most in eight bits, and how many of them must stay in float.
+
+Layers are ranked once, by simulation: one at a time has its weights rounded to 8 bits per output channel and its input
+to 8 bits over the range it has on calibration images, and the outputs of the model say how much that hurts. The ranking
+is that of the model, not of a runtime; how many layers a runtime's own file must keep is found by writing and judging.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ExportError
+from .judge import DropError, Judgement
+from .numbers import outputs_of, relative_error
+
+_SIMULATED = 16  # images
+_LEVELS = 127
+
+
+@torch.no_grad()
+def rank_layers(module: nn.Module, images: Sequence[Tensor]) -> list[str]:
+    """Paths of the layers that have weights, the one that loses most in eight bits first.
+
+    Args:
+        module: in evaluation mode; it is not changed.
+        images: float32 (1, C, H, W) each.
+    """
+    module = copy.deepcopy(module)
+    step = max(1, len(images) // _SIMULATED)
+    some = torch.cat([*images[::step]][:_SIMULATED])
+    wanted = outputs_of(module, some)
+    losses = {}
+    for path, layer in layers(module).items():
+        with _rounded(layer):
+            losses[path] = relative_error(outputs_of(module, some), wanted)
+    return sorted(losses, key=lambda path: -losses[path])
+
+
+def layers(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that have a matrix or kernel of their own, by path."""
+    return {path: layer for path, layer in module.named_modules() if _matrices(layer)}
+
+
+def _matrices(layer: nn.Module) -> list[str]:
+    """Names of the layer's own weights that are no vectors, whatever their number of axes."""
+    weight = layer._parameters.get("weight")
+    return ["weight"] if weight is not None and weight.ndim >= 2 and weight.numel() > max(weight.shape) else []
+
+
+@contextmanager
+def _rounded(layer: nn.Module) -> Iterator[None]:
+    """Let ``layer`` compute with what 8 bits leave of its weights and of its input."""
+    before = {name: layer._parameters[name] for name in _matrices(layer)}
+    for name, weight in before.items():
+        assert weight is not None
+        layer._parameters[name] = nn.Parameter(_round(weight, weight.flatten(1).abs().amax(1)), requires_grad=False)
+    hook = layer.register_forward_pre_hook(_round_input)
+    try:
+        yield
+    finally:
+        hook.remove()
+        layer._parameters.update(before)
+
+
+def _round_input(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *rest = arguments
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    step = max(high - low, 1e-12) / (2 * _LEVELS + 1)
+    return ((x / step).round() * step, *rest)
+
+
+def _round(weight: Tensor, greatest: Tensor) -> Tensor:
+    step = (greatest.clamp_min(1e-12) / _LEVELS).reshape(-1, *(1,) * (weight.ndim - 1))
+    return (weight / step).round() * step
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A file that is good enough: which layers stay in float, of how many, and what it was judged by."""
+
+    keep: tuple[str, ...]
+    layers: int
+    judgement: Judgement
+
+
+def put_back(
+    count: int, ranked: Callable[[], Sequence[str]], attempt: Callable[[frozenset[str]], Judgement], max_drop: float
+) -> Fit:
+    """Write files with ever more layers in float, worst first, until one is good enough; the last one written is it.
+
+    The number of layers is doubled until the file passes, then halved towards the least that passes: what is written
+    costs minutes, and a model has a hundred layers.
+
+    Args:
+        count: layers that there are.
+        ranked: gives them, worst first; it is asked only if the file in which none is in float does not pass.
+        attempt: writes a file with such layers in float, and judges it.
+        max_drop: points of accuracy that may be lost.
+
+    Raises:
+        DropError: even with one layer left in eight bits too much is lost.
+    """
+    judgement = attempt(frozenset())
+    reason = judgement.refusal(max_drop)
+    if reason is None:
+        return Fit((), count, judgement)
+    order, failed, kept = ranked(), 0, 0
+    while reason is not None:
+        failed, kept = kept, min(2 * kept or 1, count - 1)
+        if kept <= failed:
+            raise DropError(f"with {failed} of {count} layers in float {reason}. Take fp16, or allow more: --max-drop.")
+        judgement = attempt(frozenset(order[:kept]))
+        reason = judgement.refusal(max_drop)
+    return _fewest(order, attempt, max_drop, failed, Fit(tuple(order[:kept]), count, judgement))
+
+
+def _fewest(
+    order: Sequence[str], attempt: Callable[[frozenset[str]], Judgement], max_drop: float, failed: int, fit: Fit
+) -> Fit:
+    """The fit with the fewest layers in float between ``failed``, which are too few, and those of ``fit``."""
+    written = len(fit.keep)
+    while len(fit.keep) - failed > 1:
+        written = (failed + len(fit.keep)) // 2
+        judgement = attempt(frozenset(order[:written]))
+        if judgement.refusal(max_drop) is None:
+            fit = Fit(tuple(order[:written]), len(order), judgement)
+        else:
+            failed = written
+    if written != len(fit.keep):
+        again = attempt(frozenset(fit.keep))
+        if reason := again.refusal(max_drop):
+            raise ExportError(f"the quantiser does not give the same file twice: {reason}")
+        fit = Fit(fit.keep, fit.layers, again)
+    return fit
