@@ -52,3 +52,26 @@ def export(
             show(render(report))
     if failure:
         raise failure
+
+
+def check(
+    model: Annotated[str, typer.Argument(help="A model's name; timm:NAME is timm's own.", show_default=False)],
+    target: Annotated[str, typer.Option(help="Runtimes, separated by commas, or all.")] = "all",
+    sizes: Annotated[str, typer.Option(help="Sizes to capture: 224,192x256. The model's own by default.")] = "",
+    dynamic: Annotated[str, typer.Option(help="Axes that stay open: batch,height,width.")] = "none",
+    as_json: Json = False,
+) -> None:
+    """Tell which operators of a model a runtime does not take, and where, before anything is installed for it."""
+    from .check import check as judge
+    from .check import render
+    from .errors import RefusedError
+
+    with progress() as step:
+        step(f"capturing {model}")
+        verdicts = judge(model, target=target, sizes=sizes or None, dynamic=dynamic)
+    if as_json:
+        show_json([verdict.record() for verdict in verdicts])
+    else:
+        show(render(verdicts))
+    if refusing := [verdict.target for verdict in verdicts if not verdict.clean]:
+        raise RefusedError(f"{model} cannot be exported to {', '.join(refusing)}: the findings above say why.")

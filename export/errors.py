@@ -19,3 +19,7 @@ class VerificationError(ExportError):
 
 class UnprovableError(VerificationError):
     """A model whose outputs, with the weights it has, cannot tell a right file from a wrong one."""
+
+
+class RefusedError(ExportError):
+    """A model with operators that a target does not take."""

@@ -95,7 +95,7 @@ def prepare(
     """
     source, weights = _with_weights(model, checkpoint, pretrained, dict(model_options or {}))
     cfg = dict(getattr(source, "pretrained_cfg", None) or {})
-    channels, height, width = _input_size(source, cfg)
+    channels, height, width = input_size(source, cfg)
     mean, std = _statistics(cfg, channels)
     original = source.eval().float().requires_grad_(False)
     if weights == FILLED:
@@ -231,7 +231,7 @@ def _name(module: nn.Module, cfg: Mapping[str, Any]) -> str:
     return str(cfg.get("architecture") or type(module).__name__.lower())
 
 
-def _input_size(module: nn.Module, cfg: Mapping[str, Any]) -> tuple[int, int, int]:
+def input_size(module: nn.Module, cfg: Mapping[str, Any]) -> tuple[int, int, int]:
     """(channels, height, width); the model's own channels count more than those of its weights."""
     channels, height, width = cfg.get("input_size") or (3, 224, 224)
     size = getattr(module, "img_size", None)

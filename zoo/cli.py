@@ -149,6 +149,7 @@ def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
 
 
 app.command()(export_commands.export)
+app.command()(export_commands.check)
 
 
 @app.command()

@@ -1,0 +1,104 @@
+"""How a call of an operator is judged: by the rules that hold for every target, and by the target's own facts."""
+
+from __future__ import annotations
+
+import torch
+
+from . import notes
+from .findings import OUTSIDE, REFUSED, UNTRIED, Finding
+from .graph import Call
+from .notes import Note
+from .targets import Rules, in_table
+
+_RANDOM = frozenset(
+    {"rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "multinomial"}
+    | {"normal", "uniform", "native_dropout", "rrelu_with_noise"}
+)
+_DROPOUTS = frozenset(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"))
+_MOVES = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "t", "mT"}
+    | {"clone", "contiguous", "alias"}
+)
+_VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
+
+
+def refusal(call: Call, rules: Rules) -> Note | None:
+    """Why a target refuses a call for what it computes; None where nothing is known against it."""
+    if call.constant and rules.folds:
+        return None
+    if call.data_dependent and not rules.data_dependent:
+        return notes.DATA_DEPENDENT
+    return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
+
+
+def listed(call: Call, rules: Rules) -> bool:
+    """Whether the target is known to take the operator, as far as its name tells."""
+    return (call.constant and rules.folds) or rules.takes(call.name)
+
+
+def refused(call: Call, note: Note) -> Finding:
+    """That a target does not take a call."""
+    return _finding(call, REFUSED, note)
+
+
+def unlisted(call: Call, rules: Rules, part: str | None = None) -> Finding:
+    """That a target's table lacks an operator, or one of its parts."""
+    if rules.measured:
+        return _finding(call, UNTRIED, notes.untried(rules.title))
+    if not call.operator.startswith("aten."):
+        return _finding(call, REFUSED, notes.CUSTOM)
+    return _finding(call, REFUSED, notes.missing(rules.title, rules.source, part))
+
+
+def outside(call: Call, rules: Rules) -> Finding | None:
+    """That a call, of an operator of core ATen where the target has a table of the fast ones, is not taken by them."""
+    name = call.name.rstrip("_")
+    if call.constant or name in _VIEWS:
+        return None
+    if note := rules.outside.get(name):
+        return _finding(call, OUTSIDE, note)
+    if not rules.accelerated or (in_table(rules.accelerated, name) and _in_shape(call)):
+        return None
+    return _finding(call, OUTSIDE, rules.falls_out)
+
+
+def _in_shape(call: Call) -> bool:
+    """Whether XNNPACK takes the arguments of an operator that it has for some."""
+    rank = call.inputs[0].ndim if call.inputs else 0
+    if call.name == "_softmax":
+        return call.argument(1, "dim") in (-1, rank - 1)
+    if call.name == "mean":
+        return rank == 4 and sorted(d % rank for d in call.argument(1, "dim", ())) == [2, 3] and call.rank == 4
+    return True
+
+
+def _training(call: Call) -> Note | None:
+    name = call.name.rstrip("_")
+    if name in _RANDOM or (name in _DROPOUTS and call.argument(2, "train")):
+        return notes.RANDOM
+    at = {"batch_norm": 5, "_native_batch_norm_legit": 5, "native_batch_norm": 5}.get(name)
+    return notes.BATCH_STATISTICS if at and call.argument(at, "training") else None
+
+
+def _types(call: Call, rules: Rules) -> Note | None:
+    kinds = {tensor.dtype for tensor in call.outputs}
+    if rules.no_complex and any(kind.is_complex for kind in kinds):
+        return notes.COMPLEX
+    return notes.DOUBLE if rules.no_double and torch.float64 in kinds else None
+
+
+def _rank(call: Call, rules: Rules) -> Note | None:
+    if rules.max_rank is None or call.rank <= rules.max_rank or (rules.moves_any_rank and _only_moves(call)):
+        return None
+    return notes.too_many_axes(call.rank, rules.max_rank, rules.rank_source)
+
+
+def _only_moves(call: Call) -> bool:
+    """Whether the call, and what uses its output, only move elements."""
+    return call.name in _MOVES and all(
+        getattr(getattr(user.target, "overloadpacket", None), "__name__", "") in _MOVES for user in call.node.users
+    )
+
+
+def _finding(call: Call, severity: str, note: Note) -> Finding:
+    return Finding(call.operator, 1, call.module, call.kind, call.shape, severity, *note)
