@@ -11,6 +11,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..kernels.dispatch import known
+from ..kernels.windows import positions
 from .geometry import Size, as_table, resize_table
 
 
@@ -39,10 +40,8 @@ class GridModule(nn.Module):
 
 def offset_index(size: Size, device: torch.device | None = None) -> Tensor:
     """(N, N) int64 index ``|dy| * w + |dx|`` between all positions of an h x w grid, N = h * w."""
-    h, w = size
-    y = torch.arange(h, device=device).repeat_interleave(w)
-    x = torch.arange(w, device=device).repeat(h)
-    return (y[:, None] - y[None]).abs() * w + (x[:, None] - x[None]).abs()
+    y, x = positions(size, device)
+    return (y[:, None] - y[None]).abs() * size[1] + (x[:, None] - x[None]).abs()
 
 
 @register_notrace_module
@@ -81,11 +80,8 @@ def signed_offset_index(queries: Size, table: Size, device: torch.device | None 
     N = rows * columns of ``queries``, a window; keys are the M positions up to ``halo`` around it, at most h x w from
     its first position to their last.
     """
-    (rows, cols), (h, w) = queries, ((table[0] + 1) // 2, (table[1] + 1) // 2)
-    y = torch.arange(rows, device=device).repeat_interleave(cols)
-    x = torch.arange(cols, device=device).repeat(rows)
-    key_y = torch.arange(-halo, rows + halo, device=device).repeat_interleave(cols + 2 * halo)
-    key_x = torch.arange(-halo, cols + halo, device=device).repeat(rows + 2 * halo)
+    h, w = (table[0] + 1) // 2, (table[1] + 1) // 2
+    (y, x), (key_y, key_x) = positions(queries, device), positions(queries, device, halo)
     return (y[:, None] - key_y + h - 1) * (2 * w - 1) + x[:, None] - key_x + w - 1
 
 

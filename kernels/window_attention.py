@@ -34,6 +34,7 @@ from .windows import (
     from_heads,
     pad_to_windows,
     penalties,
+    positions,
     runs,
     shared_mask_sdpa,
     shift_back,
@@ -69,13 +70,10 @@ def _heads(qkv: Tensor, window: Size, num_heads: int) -> tuple[Tensor, Tensor, T
 
 def _masked(logits: Tensor, size: Size, window: Size, shift: Size) -> Tensor:
     """``logits`` (B * rows * columns, heads, N, N) of a map of ``size`` with the penalties of each of its axes."""
-    h, w = window
     rows, cols = (
-        penalties(axis_codes(n, side, by, logits.device), logits.dtype)
-        for n, side, by in zip(size, window, shift, strict=True)
+        penalties(axis_codes(n, side, by, logits.device)[:, at], logits.dtype)  # (count, N, N)
+        for n, side, by, at in zip(size, window, shift, positions(window, logits.device), strict=True)
     )
-    rows = rows.repeat_interleave(w, dim=1).repeat_interleave(w, dim=2)  # (rows, N, N)
-    cols = cols.repeat(1, h, h)  # (columns, N, N)
     masks = torch.minimum(rows[:, None], cols[None]).flatten(0, 1)  # (rows * columns, N, N)
     images = logits.unflatten(0, (-1, masks.shape[0]))
     return (images + masks[:, None]).flatten(0, 1)

@@ -96,6 +96,16 @@ def shift_back(x: Tensor, shift: Size) -> Tensor:
     return cyclic_shift(x, (down, right))
 
 
+def positions(size: Size, device: torch.device | None = None, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """Row and column (N,) int64 of every position of a grid and ``margin`` around it, in row order.
+
+    Without `repeat_interleave`, which the ONNX exporter gets wrong where a side is open.
+    """
+    rows, cols = (torch.arange(-margin, side + margin, device=device) for side in size)
+    shape = (size[0] + 2 * margin, size[1] + 2 * margin)
+    return rows[:, None].expand(shape).flatten(), cols.expand(shape).flatten()
+
+
 def axis_codes(length: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
     """(windows, window) codes of the rolled positions of one axis: 0, or 1 where the roll wrapped, or 2 for padding."""
     count = num_windows(length, window)
