@@ -8,7 +8,8 @@ Norms, activations, pooling, biases and resizing are not multiply-accumulates by
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Shape = tuple[int, ...]
@@ -46,10 +47,15 @@ def count_macs(model: nn.Module, *shape: int) -> int:
     model.eval()
     try:
         with FlopCounterMode(display=False, custom_mapping=MISSED_BY_TORCH) as counter:
-            model(torch.zeros(shape, dtype=_dtype(model)))
+            x = torch.zeros(shape, dtype=_dtype(model))
+            functional_call(model, _detached(model), (x,))  # torch cannot hook a module that returns its parameter
     finally:
         model.train(training)
     return int(counter.get_total_flops()) // 2
+
+
+def _detached(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

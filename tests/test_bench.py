@@ -15,6 +15,7 @@ from mixzoo.bench.machine import describe_machine
 from mixzoo.bench.macs import count_macs
 from mixzoo.bench.memory import peak_memory
 from mixzoo.bench.plot import plot
+from mixzoo.blocks.mixers import MIXERS
 from mixzoo.zoo.errors import MixzooError, UnknownModelError, UnknownNameError
 from mixzoo.zoo.registry import create_model, get_variant
 from mixzoo.zoo.timing import Timing, geometric_mean, measure, paired_speedup, percentile, speedup, torch_threads
@@ -89,6 +90,14 @@ class MatrixVector(nn.Module):
 )
 def test_macs_of_known_layers(model: nn.Module, shape: tuple[int, ...], macs: int) -> None:
     assert count_macs(model, *shape) == macs
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_macs_of_any_mixer_grow_with_the_map(mixer: str) -> None:
+    options = {"depths": (2, 1, 1, 1), "dims": (16, 32, 48, 64), "num_classes": 5, "img_size": 64}
+    model = create_model("metaformer", mixer=mixer, **options)
+    small, large = (count_macs(model, 1, 3, side, side) for side in (64, 128))
+    assert 0 < 2 * small < large
 
 
 @pytest.mark.parametrize("name", ["shvit_s1", "efficientvit_m0", "poolformer_s12", "van_b0"])
