@@ -75,3 +75,47 @@ def check(
         show(render(verdicts))
     if refusing := [verdict.target for verdict in verdicts if not verdict.clean]:
         raise RefusedError(f"{model} cannot be exported to {', '.join(refusing)}: the findings above say why.")
+
+
+def matrix(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names or globs; the smallest model of every family by default.", show_default=False),
+    ] = None,
+    to: Annotated[str, typer.Option(help="Runtimes, separated by commas, or all.")] = "all",
+    precision: Annotated[str, typer.Option(help="Of fp32, fp16, int8; int8 needs --calibration.")] = "fp32",
+    family: Annotated[str, typer.Option(help="Only this family.")] = "",
+    sizes: Annotated[str, typer.Option(help="As in export.")] = "",
+    batches: Annotated[str, typer.Option(help="As in export.")] = "1",
+    dynamic: Annotated[str, typer.Option(help="As in export.")] = "batch,height,width",
+    calibration: Annotated[Path | None, typer.Option(help="Folder of images to find int8's scales with.")] = None,
+    labelled: Annotated[Path | None, typer.Option(help="Folder of labelled images to bound int8's drop with.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that int8 may lose.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for matrix.jsonl, matrix.md and matrix.html.")] = Path("matrix"),
+    keep: Annotated[Path | None, typer.Option(help="Keep the exported files in this folder.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; latencies mean most with one.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Of each cell; 0 divides the cores among the jobs.")] = 0,
+    time_limit: Annotated[float, typer.Option(help="Seconds that a cell may take.")] = 1800.0,
+    memory_limit: Annotated[float, typer.Option(help="GiB that a cell may use; 0 for 0.8 of them all / jobs.")] = 0.0,
+    again: Annotated[bool, typer.Option("--again", help="Repeat red cells too.")] = False,
+    readme: Annotated[Path | None, typer.Option(help="Put the table into this Markdown file too.")] = None,
+) -> None:
+    """Export models to every runtime, each cell in a process of its own; a second run takes up where one ended.
+
+    Red cells are results: the command fails only where it cannot do its own work.
+    """
+    from . import matrix as m
+    from .matrix import follow
+
+    settings = m.Settings(sizes, batches, dynamic, calibration, labelled, max_drop)
+    limits = m.Limits(time_limit, memory_limit, jobs, threads)
+    chosen = m.plan(m.models_of(models or [], family), to, precision, settings)
+    book = m.Book(out, readme)
+    left = book.take_up(chosen, settings, limits, again)
+    try:
+        with follow.following(len(left)) as (say, watch):
+            m.fill(left, settings, book.store, limits, keep, say, watch)
+    finally:
+        book.write()
+    show(book.table(chosen))
+    typer.echo(f"Wrote {', '.join(map(str, book.files))}")

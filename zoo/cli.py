@@ -150,6 +150,7 @@ def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
 
 app.command()(export_commands.export)
 app.command()(export_commands.check)
+app.command()(export_commands.matrix)
 
 
 @app.command()
