@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from ..zoo.console import Checkpoint, Json, Pretrained, progress, show, show_json, split
+from ..zoo.errors import MixzooError
+from ..zoo.files import folder_or_temporary
 
 
 def export(
@@ -89,8 +91,10 @@ def matrix(
     batches: Annotated[str, typer.Option(help="As in export.")] = "1",
     dynamic: Annotated[str, typer.Option(help="As in export.")] = "batch,height,width",
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to find int8's scales with.")] = None,
-    labelled: Annotated[Path | None, typer.Option(help="Folder of labelled images to bound int8's drop with.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that int8 may lose.")] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="Folder of labelled images that fp16 and int8 are judged by.")
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that they may lose.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for matrix.jsonl, matrix.md and matrix.html.")] = Path("matrix"),
     keep: Annotated[Path | None, typer.Option(help="Keep the exported files in this folder.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; latencies mean most with one.")] = 1,
@@ -119,3 +123,43 @@ def matrix(
         book.write()
     show(book.table(chosen))
     typer.echo(f"Wrote {', '.join(map(str, book.files))}")
+
+
+def benchmark(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name; timm:NAME is timm's own.", show_default=False)],
+    to: Annotated[str, typer.Option(help="Runtimes, separated by commas, or all.")] = "all",
+    precision: Annotated[str, typer.Option(help="Of fp32, fp16, int8; int8 needs --calibration.")] = "fp32",
+    size: Annotated[str, typer.Option(help="224 or 192x256; the model's own by default.")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of PyTorch and of every runtime.")] = 2,
+    runs: Annotated[int, typer.Option(min=1, help="Interleaved turns that every format gets.")] = 20,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = False,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of images to find int8's scales with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the exported files in this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Export a model to every runtime and time all of them side by side with PyTorch."""
+    from ..bench.machine import describe_machine
+    from . import benchmark as b
+    from . import matrix as m
+    from .prepare import prepare
+    from .shapes import one_size
+
+    prepared = prepare(**ctx.obj(model, checkpoint, pretrained))
+    shape = b.Shape(batch, one_size(size) or prepared.native, threads, runs)
+    weights = ["--checkpoint", str(checkpoint)] if checkpoint else ["--pretrained"] if pretrained else []
+    side = "x".join(map(str, shape.size))
+    settings = m.Settings(side, str(batch), "none", calibration, weights=tuple(weights))
+    plan = m.plan([model], to, precision, settings)
+    with folder_or_temporary(out) as folder, progress(len(plan.cells) + runs) as step:
+        records = b.export_all(plan, settings, folder, threads, step)
+        machine = describe_machine()
+        rows = b.benchmark(prepared, records, plan.absent, folder, shape, lambda: step("timing"))
+    if as_json:
+        show_json(b.record(rows, prepared, shape, machine))
+    else:
+        show(b.table(rows, prepared, shape, machine))
+    if failed := [f"{row.format} {row.precision}" for row in rows if row.status == b.FAILED]:
+        raise MixzooError(f"{model} does not work in {', '.join(failed)}: the table says why.")

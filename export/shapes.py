@@ -48,6 +48,18 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     return tuple(dict.fromkeys(_parse_size(item) for item in _items(text, "sizes", "224,192x256")))
 
 
+def one_size(text: str) -> Size | None:
+    """``"192x256"`` -> (192, 256); None for an empty text.
+
+    Raises:
+        ShapeError: no size, or several.
+    """
+    sizes = parse_sizes(text) if text else (None,)
+    if len(sizes) > 1:
+        raise ShapeError(f"--size {text!r} has {len(sizes)}: give one size.")
+    return sizes[0]
+
+
 def parse_batches(text: str) -> tuple[int, ...]:
     """``"1,3"`` -> (1, 3).
 

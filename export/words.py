@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..zoo.markdown import markdown_table
 from .attempt import describe_axes
 from .shapes import size_name
 
@@ -30,7 +31,7 @@ def summary(content: dict[str, Any]) -> str:
     for item in content["artifacts"]:
         lines += ["", f"## {item['file']}", "", f"sha256 `{item['sha256']}`", ""]
         lines += [f"- {label}: {value}" for label, value in _artifact_facts(item)]
-        lines += ["", *_markdown_table(_HEADER, [_row(c) for c in item["checks"]])]
+        lines += ["", *markdown_table(_HEADER, [_row(c) for c in item["checks"]])]
     whole = "Every file" if content.get("in_its_runtime") else "The program read back from every file"
     ran = whole if content["verified"] else f"Not the file itself, but {content['checks_are_of']},"
     return "\n".join([*lines, "", _method(ran, content), ""])
@@ -229,8 +230,3 @@ def _row(check: dict[str, Any]) -> list[str]:
         "-" if top1 is None else f"{top1:.0%}",
         "-" if batch is None else f"{batch:.1e}",
     ]
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]

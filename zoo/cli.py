@@ -151,6 +151,7 @@ def _options_of(model: str, checkpoint: Path) -> dict[str, int]:
 app.command()(export_commands.export)
 app.command()(export_commands.check)
 app.command()(export_commands.matrix)
+app.command()(export_commands.benchmark)
 
 
 @app.command()
@@ -173,6 +174,7 @@ def bench(
     """Time models in their forms, or the implementations of an op, in interleaved turns, and compare medians."""
     from ..bench import report, run
     from ..bench.machine import describe_machine
+    from ..export.shapes import one_size
     from .listing import expand
 
     if op:
@@ -182,7 +184,7 @@ def bench(
         return
     if not models:
         raise typer.BadParameter("name a model, or an op with --op.", param_hint="MODELS")
-    settings = run.Settings(split(form), threads, batch, _one_size(size), against or None, runs, memory)
+    settings = run.Settings(split(form), threads, batch, one_size(size), against or None, runs, memory)
     names = expand(models)
     machine, rows = describe_machine(), []
     with progress(run.count_steps(names, settings)) as step:
@@ -219,15 +221,6 @@ def _bench_op(
         typer.echo(op_report.json_lines(rows, machine), nl=False)
     else:
         show(op_report.full_report(rows, machine))
-
-
-def _one_size(text: str) -> tuple[int, int] | None:
-    from ..export.shapes import parse_sizes
-
-    sizes = parse_sizes(text) if text else [None]
-    if len(sizes) > 1:
-        raise typer.BadParameter("give one size.", param_hint="--size")
-    return sizes[0]
 
 
 @app.command()

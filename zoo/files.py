@@ -55,6 +55,17 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def folder_or_temporary(path: Path | None) -> Iterator[Path]:
+    """Yield ``path``, made where it is not there, or a temporary folder that is removed afterwards where it is None."""
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def _replace(item: Path, target: Path) -> None:
     """Move ``item`` to ``target``, whatever is there; what was there is gone only when ``item`` has its place."""
     if not (item.is_dir() or target.is_dir()) or not os.path.lexists(target):

@@ -11,10 +11,9 @@ from typing import Any
 from ...zoo.errors import UnknownNameError
 from ...zoo.listing import expand
 from ...zoo.registry import FAMILIES, VARIANTS
+from ..precision import as_precisions
 from ..prepare import TIMM_PREFIX
 from ..target import get_target, get_targets
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,9 @@ class Settings:
         batches: as there.
         dynamic: as there.
         calibration: folder of images for int8; None leaves int8 cells out.
-        labelled: folder of labelled images, to bound the drop of top-1 with.
-        max_drop: points of top-1 that int8 may lose.
+        labelled: folder of labelled images, by which fp16 and int8 are judged.
+        max_drop: points of top-1 that they may lose.
+        weights: words of the command that say which weights a model gets; filled ones by default.
     """
 
     sizes: str = ""
@@ -62,23 +62,28 @@ class Settings:
     calibration: Path | None = None
     labelled: Path | None = None
     max_drop: float | None = None
+    weights: tuple[str, ...] = ()
 
     def arguments(self, cell: Cell, out: Path) -> list[str]:
         """Words of the command that fills ``cell``."""
         words = ["export", cell.model, "--to", cell.target, "--out", str(out), "--batches", self.batches]
+        words += self.weights
         words += ["--dynamic", self.dynamic, *(["--sizes", self.sizes] if self.sizes else [])]
         if cell.precision != "fp32":
             words += ["--precision", cell.precision]
-        if cell.precision == "int8":
-            folders = {"--calibration": self.calibration, "--labelled": self.labelled, "--max-drop": self.max_drop}
-            words += [word for name, value in folders.items() if value is not None for word in (name, str(value))]
-        return words
+        given = {f"--{name.replace('_', '-')}": value for name, value in self._judged_by(cell).items()}
+        return words + [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+    def _judged_by(self, cell: Cell) -> dict[str, Any]:
+        """What a precision below float32 is calibrated with and judged by."""
+        calibration = {"calibration": self.calibration} if cell.precision == "int8" else {}
+        judge = {"labelled": self.labelled, "max_drop": self.max_drop} if cell.precision != "fp32" else {}
+        return calibration | judge
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """What a record must have been made with to hold still."""
         asked: dict[str, Any] = {"sizes": self.sizes, "batches": self.batches, "dynamic": self.dynamic}
-        if cell.precision == "int8":
-            asked |= {"calibration": str(self.calibration), "labelled": str(self.labelled), "max_drop": self.max_drop}
+        asked |= {name: value and str(value) for name, value in self._judged_by(cell).items()}
         packages = ("mixzoo", "torch", "timm", *get_target(cell.target).packages)
         return asked | {"versions": {name: _version(name) for name in packages}}
 
@@ -119,11 +124,11 @@ def plan(models: Sequence[str], targets: str, precisions: str, settings: Setting
         UnknownNameError: no such target or precision.
     """
     found = Plan()
-    wanted = [name for name in _precisions(precisions) if name != "int8" or settings.calibration]
+    wanted = [name for name in as_precisions(precisions) if name != "int8" or settings.calibration]
     for target in get_targets(targets):
         reason = target.unavailable()
         for cell in (Cell(model, target.name, precision) for model in models for precision in wanted):
-            if cell.precision not in getattr(target, "precisions", ("fp32",)):
+            if cell.precision not in target.precisions:
                 found.absent[cell] = f"mixzoo does not write {target.title} files in {cell.precision}"
             elif reason:
                 found.absent[cell] = reason
@@ -132,14 +137,6 @@ def plan(models: Sequence[str], targets: str, precisions: str, settings: Setting
     place = {model: i for i, model in enumerate(models)}
     found.cells.sort(key=lambda cell: place[cell.model])
     return found
-
-
-def _precisions(names: str) -> tuple[str, ...]:
-    listed = [name.strip() for name in names.split(",")]
-    for name in listed:
-        if name not in PRECISIONS:
-            raise UnknownNameError("precision", name, PRECISIONS, f"Precisions: {', '.join(PRECISIONS)}.")
-    return tuple(name for name in PRECISIONS if name in listed)
 
 
 def _version(distribution: str) -> str | None:

@@ -108,7 +108,7 @@ def green(manifest: Mapping[str, Any]) -> Record:
         "parameters": manifest["parameters"],
         "weights": manifest["weights"],
         "latency": first["latency"],
-        **{key: manifest[key] for key in ("quantised", "accuracy", "precision_report") if key in manifest},
+        "judged": first.get("judged"),
         "reason": None,
     }
 

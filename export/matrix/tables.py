@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...zoo.errors import MixzooError
 from ...zoo.files import atomic_write
-from ..report import markdown_table
-from .cells import PRECISIONS
+from ...zoo.markdown import markdown_table
+from ..precision import PRECISIONS
 from .reasons import explain
 from .records import ABSENT, GREEN, RED, Record
 
@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BEGIN, END = "<!-- matrix: written by `mixzoo matrix --readme` -->", "<!-- end of the matrix -->"
-HEADER = ("model", "target", "precision", "exports", "runs", "error", "open axes", "delegated", "MB", "ms", "as fast")
+HEADER = (
+    "model",
+    "target",
+    "precision",
+    "exports",
+    "runs",
+    "error",
+    "drop",
+    "open axes",
+    "delegated",
+    "MB",
+    "ms",
+    "as fast",
+)
 _RUNS = {"yes": "yes", "program": "as a program", "source": "no"}
 _BUSY = 2.0  # load from which times are marked
 _SIGNS = {"yes": "✓", "program": "(✓)", "source": "built"}
@@ -67,12 +80,19 @@ def row(record: Record) -> list[str]:
         "yes" if record["files"] == 1 else f"{record['files']} files",
         _RUNS[record["runs"]],
         f"{record['error']:.1e}",
+        _drop(record),
         ", ".join(record["dynamic_axes"]) or "none",
         f"{part['share']:.0%} {part['to']}, {part['parts']} parts" if part else "",
         f"{record['bytes'] / 1e6:.1f}",
         f"{time['file_ms']:.1f}{_loaded(time)}" if time else "",
         f"{time['times_faster']:.2f}" if time else "",
     ]
+
+
+def _drop(record: Record) -> str:
+    """Points of top-1 that a file of lower precision loses on labelled images."""
+    drop = (record.get("judged") or {}).get("drop")
+    return "" if drop is None else f"{drop:.2f}"
 
 
 def _loaded(time: Mapping[str, Any]) -> str:
@@ -176,7 +196,8 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 _FIGURES = (
-    "Errors are max|a - b| / max|b| against the model in PyTorch. Delegated: the share of nodes that the runtime's "
+    "Errors are max|a - b| / max|b| against the model in PyTorch; drop is in points of top-1, where labelled images "
+    "were given. Delegated: the share of nodes that the runtime's "
     "accelerated partition takes. Times are of the first shape asked for, beside PyTorch's deploy form on the same "
     "machine (as fast: how many times), and mean little where cells were filled side by side."
 )
