@@ -176,8 +176,7 @@ def _export_one(job: Job, target: Target, folder: Path) -> Report:
     if reason := target.unavailable():
         raise MissingExtraError(reason)
     if job.precision not in target.precisions:
-        written = " and ".join(target.precisions)
-        raise ExportError(f"mixzoo writes files for {target.title} in {written} only: leave {job.precision} out.")
+        raise ExportError(_refusal(job.precision, target))
     previous = reports.read(folder)
     if previous is not None and _identity(previous) != (job.prepared.name, target.name, job.precision):
         lower = "" if job.precision == "fp32" else f"_{job.precision}"
@@ -191,6 +190,14 @@ def _export_one(job: Job, target: Target, folder: Path) -> Report:
     if job.precision == "fp32" and content["verified"]:
         job.floats.update({(target.name, report.dynamic_axes, file.stem): file for file in report.files})
     return report
+
+
+def _refusal(precision: str, target: Target) -> str:
+    """Why ``target`` has no files in ``precision``."""
+    if precision in target.refused:
+        return target.refused[precision]
+    written = " and ".join(target.precisions)
+    return f"mixzoo writes files for {target.title} in {written} only: leave {precision} out."
 
 
 def _identity(content: Mapping[str, Any]) -> tuple[Any, ...]:

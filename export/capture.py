@@ -36,6 +36,7 @@ class Capture:
         axes: the open axes.
         greatest: side of each open axis that a target must take where it plans memory ahead; the example's by default.
         precision: what the file computes in; `module` and the graphs are float32 whatever it is.
+        made: what a target has made of the graph and may need again, for a file of another precision.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Capture:
         precision: Precision = FLOAT,
     ) -> None:
         self.module, self.example, self.axes, self.precision = module, example, axes, precision
+        self.made: dict[str, Any] = {}
         self.greatest = {axis: max((greatest or {}).get(axis, 0), example.shape[AXIS_INDEX[axis]]) for axis in axes}
 
     def at(self, precision: Precision) -> Capture:
@@ -73,13 +75,19 @@ class Capture:
     @cached_property
     def bounded(self) -> torch.export.ExportedProgram:
         """`program` with open axes that go no further than `greatest`, for targets that plan memory ahead."""
-        return self._export({axis: torch.export.Dim.DYNAMIC(max=self.greatest[axis]) for axis in self.axes})
+        return self._export(self._bounds())
+
+    def bounds(self) -> tuple[dict[int, Any]] | None:
+        """The open axes of `bounded`, as torch.export takes them."""
+        return _shapes(self._bounds())
+
+    def _bounds(self) -> dict[str, Any]:
+        return {axis: torch.export.Dim.DYNAMIC(max=self.greatest[axis]) for axis in self.axes}
 
     def _export(self, axes: Mapping[str, Any]) -> torch.export.ExportedProgram:
-        dims = {AXIS_INDEX[axis]: dim for axis, dim in axes.items()}
         try:
             with quiet(), torch.no_grad():
-                return torch.export.export(self.module, (self.example,), dynamic_shapes=(dims,) if dims else None)
+                return torch.export.export(self.module, (self.example,), dynamic_shapes=_shapes(axes))
         except Exception as error:  # torch.export raises many kinds
             raise ExportError(f"torch.export cannot capture the model: {first_cause(error)}") from error
 
@@ -115,6 +123,11 @@ class Capture:
         except Exception as error:  # a failed guard is an AssertionError, a frozen shape a RuntimeError
             return first_cause(error)
         return None
+
+
+def _shapes(axes: Mapping[str, Any]) -> tuple[dict[int, Any]] | None:
+    dims = {AXIS_INDEX[axis]: dim for axis, dim in axes.items()}
+    return (dims,) if dims else None
 
 
 def _guarded(module: Callable[..., nn.Module]) -> bool:

@@ -37,6 +37,10 @@ class Precision:
         """Whether the module at ``path`` stays in float."""
         return any(path == kept or path.startswith(f"{kept}.") for kept in self.keep)
 
+    def surrounds(self, path: str) -> bool:
+        """Whether a module inside of the one at ``path`` stays in float, and so what that does with its results."""
+        return any(kept.startswith(f"{path}." if path else "") for kept in self.keep)
+
 
 def as_precisions(names: str | Sequence[str]) -> tuple[str, ...]:
     """Names of precisions given as text ("fp32,int8") or a list, each once, in the order of `PRECISIONS`.

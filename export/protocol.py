@@ -94,6 +94,7 @@ class Target(Protocol):
         axes: the sets of axes that it can leave open, widest first, the empty one last.
         batched: whether a file takes a batch; where not, one file serves every batch, image by image.
         precisions: that it writes, of `mixzoo.export.precision.PRECISIONS`.
+        refused: why it does not write the others, with the remedy, where there is more to say than that.
         packages: distributions whose versions belong in a manifest.
         runtime: what runs a file here, in words.
         timed: whether that is the runtime itself, so that its speed says something.
@@ -106,6 +107,7 @@ class Target(Protocol):
     axes: Sequence[Axes] = ((),)
     batched: bool = True
     precisions: Sequence[str] = ("fp32",)
+    refused: Mapping[str, str] = {}
     packages: Sequence[str]
     runtime: str
     timed: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mixzoo
 import numpy as np
@@ -47,6 +47,7 @@ class ProgramTarget:
     axes = (AXES, ("batch",), ())
     batched = True
     precisions = ("fp32",)
+    refused: ClassVar[dict[str, str]] = {}
     timed = True
 
     def __init__(self, damage: Damage = lambda outputs: outputs) -> None:

@@ -57,6 +57,7 @@ def x(*shape: int) -> Tensor:
 
 WEIGHT = x(6, 2, 3, 3)
 IMAGE = x(2, 4, 7, 9)
+HALVES = x(2, 3, 4).half()
 ROWS = torch.arange(24.0).reshape(2, 3, 4)
 
 CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
@@ -159,6 +160,30 @@ CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
     (lambda: evaluate("concat", values=(ROWS, ROWS), axis=-1), lambda: torch.cat([ROWS, ROWS], -1)),
     (lambda: evaluate("split", x=ROWS, axis=2, split_sizes=[1, 3])[1], lambda: ROWS[..., 1:]),
     (lambda: evaluate("split", x=ROWS, axis=2, num_splits=2)[1], lambda: ROWS[..., 2:]),
+    (
+        lambda: evaluate(
+            "quantize", input=ROWS - 9, scale=0.5, zero_point=torch.tensor(3, dtype=torch.int8), output_dtype="int8"
+        ),
+        lambda: ((ROWS - 9) * 2 + 3).to(torch.int8),
+    ),
+    (
+        lambda: evaluate("quantize", input=ROWS * 20, scale=[1.0, 2.0, 4.0], axis=1, output_dtype="uint8"),
+        lambda: (ROWS * 20 / torch.tensor([[1.0], [2.0], [4.0]])).round().clamp(max=255).to(torch.uint8),
+    ),
+    (
+        lambda: evaluate("dequantize", input=ROWS.to(torch.int8), scale=[1.0, 2.0, 4.0], axis=-2),
+        lambda: ROWS * torch.tensor([[1.0], [2.0], [4.0]]),
+    ),
+    (
+        lambda: evaluate(
+            "constexpr_affine_dequantize",
+            **{"quantized_data": ROWS.to(torch.uint8), "zero_point": torch.tensor(5, dtype=torch.uint8)},
+            **{"scale": 0.25, "axis": 0},
+        ),
+        lambda: (ROWS - 5) / 4,
+    ),
+    (lambda: evaluate("cast", x=ROWS + 0.6, dtype="int32"), lambda: ROWS.to(torch.int32)),
+    (lambda: evaluate("matmul", x=HALVES, y=HALVES, transpose_y=True), lambda: HALVES.float() @ HALVES.float().mT),
     (lambda: evaluate("topk", x=IMAGE, k=2, axis=1, ascending=True)[0], lambda: IMAGE.sort(1).values[:, :2]),
 ]
 
@@ -195,7 +220,10 @@ def test_the_file_is_checked_not_what_was_converted(tmp_path: Path) -> None:
     path = report.path
     content = report.manifest["artifacts"][0]
     assert (content["sha256"], content["bytes"]) == (sha256(path), size_of(path)) and report.error < 1e-5
-    assert report.manifest["compute_precision"] == "fp32" and report.manifest["minimum_deployment_target"] == "iOS16"
+    assert (
+        report.manifest["computed_in"].keys() <= {"fp32", "int32", "bool"}
+        and report.manifest["minimum_deployment_target"] == "iOS16"
+    )
     text = (tmp_path / "summary.md").read_text()
     assert ("The program read back from every file was run" in text) != report.manifest["in_its_runtime"]
     image = np.random.default_rng(0).standard_normal((1, 3, 40, 40), dtype=np.float32)

@@ -12,8 +12,8 @@ from .errors import MissingExtraError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
-    "litert": ("litert_torch", "ai_edge_litert"),
-    "executorch": ("executorch",),
+    "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+    "executorch": ("executorch", "torchao"),
     "ncnn": ("ncnn", "pnnx"),
     "coreml": ("coremltools",),
     "tensorrt": ("tensorrt_rtx",),

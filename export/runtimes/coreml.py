@@ -1,4 +1,4 @@
-"""Core ML: an ``.mlpackage`` with an ML program in float32, for iOS 16 and macOS 13 upwards.
+"""Core ML: an ``.mlpackage`` with an ML program, for iOS 16 and macOS 13 upwards; in eight bits iOS 17 and macOS 14.
 
 A package is a folder. On macOS Core ML runs it; elsewhere the MIL program in the written package is computed operator
 by operator in PyTorch, with every shape and type checked, which proves the program and its weights but not Core ML's
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ from ..capture import Capture, first_cause
 from ..constants import fold_constants
 from ..errors import ExportError
 from ..options import check_options
+from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from .coreml_eval import TYPES, MilEvaluator, MilProgram, hushed, import_coremltools, variable_type
+from .coreml_lower import MINIMUM, compute_precision, quantised
 
 _ON_MACOS = sys.platform == "darwin"
-_MINIMUM = "iOS16"
 
 
 class CoreMlRunner(Runner):
@@ -70,6 +72,7 @@ class CoreMlTarget(Target):
     title = "Core ML"
     extra = "coreml"
     suffix = ".mlpackage"
+    precisions: Sequence[str] = PRECISIONS
     packages: Sequence[str] = ("coremltools",)
     runtime = (
         "Core ML on the CPU"
@@ -81,7 +84,7 @@ class CoreMlTarget(Target):
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""
         check_options(self.name, options)
-        coremltools = import_coremltools()
+        coremltools, precision = import_coremltools(), capture.precision
         try:
             with hushed(logging.ERROR), redirect_stderr(io.StringIO()), torch.no_grad():  # it draws progress bars
                 module = _Tuple(_convertible(capture.arithmetic()))
@@ -91,10 +94,12 @@ class CoreMlTarget(Target):
                     inputs=[coremltools.TensorType("image", capture.example.shape, dtype=np.float32)],
                     outputs=_outputs(coremltools, len(module(capture.example))),
                     convert_to="mlprogram",
-                    minimum_deployment_target=coremltools.target[_MINIMUM],
-                    compute_precision=coremltools.precision.FLOAT32,
+                    minimum_deployment_target=coremltools.target[MINIMUM[precision.name]],
+                    compute_precision=compute_precision(coremltools, precision.name),
                     skip_model_load=True,
                 )
+                if precision.name == "int8":
+                    model = quantised(model, _program(model), precision, capture.calibration())
                 model.save(str(path))
         except ExportError:
             raise
@@ -114,8 +119,21 @@ class CoreMlTarget(Target):
             outputs=tuple(_info(variables[name]) for name in program.outputs),
             operators=dict(Counter(op.op_type for op in program.operations).most_common()),
             max_rank=max(len(variable.shape) for variable in variables.values()),
-            extra={"minimum_deployment_target": _MINIMUM, "compute_precision": "fp32"},
+            extra={"minimum_deployment_target": program.minimum, "computed_in": dict(_computed_in(program))},
         )
+
+
+def _program(model: Any) -> MilProgram:
+    """What a model that is not saved yet holds."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mlpackage"
+        model.save(str(path))
+        return MilProgram(path)
+
+
+def _computed_in(program: MilProgram) -> Counter[str]:
+    """How many operations give each type of number."""
+    return Counter(variable_type(variable) for operation in program.operations for variable in operation.outputs)
 
 
 def _convertible(graph: GraphModule) -> GraphModule:

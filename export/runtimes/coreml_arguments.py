@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 class Arguments:
-    """The inputs of an operation, by name.
+    """The inputs of an operation, by name; those of float16 in float32, which holds their values.
 
     Args:
         operation: of a MIL program.
@@ -25,11 +26,11 @@ class Arguments:
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor that must be there."""
-        return self.values[self.operation.inputs[name].name]
+        return _wide(self.values[self.operation.inputs[name].name])
 
     def all(self, name: str) -> list[Tensor]:
         """Every tensor of an input that is a list of them."""
-        return [self.values[variable.name] for variable in self.operation.inputs[name]]
+        return [_wide(self.values[variable.name]) for variable in self.operation.inputs[name]]
 
     def optional(self, name: str) -> Tensor | None:
         """A tensor, or None where it is left out."""
@@ -41,6 +42,10 @@ class Arguments:
             return default
         value = self[name]
         return value if isinstance(value, str) else value.tolist()
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 Result = Tensor | Sequence[Tensor]

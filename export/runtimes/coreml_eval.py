@@ -3,12 +3,15 @@
 MIL is the language of Core ML's ML programs. Core ML runs on Apple's systems only; this evaluator follows what
 coremltools' operator definitions say that each operator does, and checks every tensor's shape and type against the
 program. An operator, or a mode of one, that it cannot follow faithfully is an error that names it.
+
+A tensor of float16 holds what float16 can: an operator computes in float32, as the sums of matrix units are, and its
+result is rounded once, to infinity where it is too large.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ class MilProgram:
 
     Attributes:
         inputs, outputs: their names.
+        minimum: the oldest system that runs it, such as "iOS16".
         operations: in the order in which they run; constants are not among them.
 
     Raises:
@@ -68,6 +72,7 @@ class MilProgram:
         except Exception as error:  # files can be damaged in many ways
             raise ExportError(f"{path.name} cannot be read: {error}") from error
         self.function = program.functions["main"]
+        self.minimum = f"iOS{spec.specificationVersion + 9}"  # 7 is iOS 16's
         self.inputs = list(self.function.inputs)
         self.outputs = [feature.name for feature in spec.description.output]
         self.operations = [op for op in self.function.operations if op.op_type != "const"]
@@ -100,19 +105,21 @@ class MilEvaluator:
         for name in last.keys() - set(program.outputs) - set(self.constants):
             self.done[last[name]].append(name)
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) -> every output.
+    def __call__(self, x: Tensor, see: Callable[[str, Tensor], None] = lambda name, value: None) -> list[Tensor]:
+        """Images (B, C, H, W) -> every output; ``see`` is told the input and what every operation gives.
 
         Raises:
             ExportError: an operator's mode cannot be followed, or a tensor is not what the program says.
         """
         values = {**self.constants, self.program.inputs[0]: x}
         _check(self.program.function.inputs[self.program.inputs[0]], x, "the input")
+        see(self.program.inputs[0], x)
         for operation, done in zip(self.program.operations, self.done, strict=True):
             result = _compute(operation, values)
             for variable, value in zip(operation.outputs, result, strict=True):
                 _check(variable, value, f"{operation.op_type} {operation.name}")
                 values[variable.name] = value
+                see(variable.name, value)
             for name in done:
                 del values[name]
         return [values[name] for name in self.program.outputs]
@@ -123,7 +130,10 @@ def _compute(operation: Any, values: dict[str, Any]) -> list[Tensor]:
         result = OPERATORS[operation.op_type](Arguments(operation, values))
     except NotImplementedError as error:
         raise ExportError(f"{operation.op_type} {operation.name} cannot be evaluated faithfully: {error}") from error
-    return [result] if isinstance(result, Tensor) else list(result)
+    results = [result] if isinstance(result, Tensor) else list(result)
+    given = (values[variable.name] for variable in _tensors(operation) if variable is not None)
+    half = operation.op_type != "cast" and any(getattr(v, "dtype", None) == torch.float16 for v in given)
+    return [y.half() if half and y.dtype == torch.float32 else y for y in results]
 
 
 def _tensors(operation: Any) -> Iterable[Any]:

@@ -58,6 +58,26 @@ def _cast(a: Arguments) -> Tensor:
     return a["x"].to(kinds[kind])
 
 
+def _along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """A scalar, or a vector so that it meets ``axis`` of ``x``."""
+    if parameter.ndim == 0 or axis is None:
+        return parameter
+    return parameter.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+
+
+def _quantize(a: Arguments) -> Tensor:
+    x, axis, kind = a["input"], a.plain("axis"), {"int8": torch.int8, "uint8": torch.uint8}[a.plain("output_dtype")]
+    steps = (x / _along(a["scale"], x, axis)).round()
+    steps = steps + _along(a["zero_point"], x, axis) if a.has("zero_point") else steps
+    return steps.clamp(torch.iinfo(kind).min, torch.iinfo(kind).max).to(kind)
+
+
+def _dequantize(a: Arguments, name: str = "input") -> Tensor:
+    steps, axis = a[name].float(), a.plain("axis")
+    steps = steps - _along(a["zero_point"].float(), steps, axis) if a.has("zero_point") else steps
+    return steps * _along(a["scale"], steps, axis)
+
+
 # products
 
 
@@ -208,6 +228,9 @@ OPERATORS: dict[str, Operator] = {
     "softplus_parametric": _softplus_parametric,
     "gelu": _gelu,
     "cast": _cast,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "constexpr_affine_dequantize": lambda a: _dequantize(a, "quantized_data"),
     "select": lambda a: torch.where(a["cond"], a["a"], a["b"]),
     "linear": _linear,
     "matmul": _matmul,

@@ -46,7 +46,8 @@ class ExecuTorchTarget(Target):
     extra = "executorch"
     suffix = ".pte"
     axes: Sequence[Axes] = (AXES, ())
-    packages: Sequence[str] = ("executorch",)
+    precisions: Sequence[str] = ("fp32", "int8")
+    packages: Sequence[str] = ("executorch", "torchao")
     runtime = "ExecuTorch with XNNPACK on the CPU"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
@@ -58,7 +59,7 @@ class ExecuTorchTarget(Target):
 
         try:
             with quiet(), torch.no_grad(), flatc():
-                program = capture.bounded.run_decompositions(_decompositions())
+                program = _graph(capture).run_decompositions(_decompositions())
                 lowered = to_edge_transform_and_lower(
                     program, partitioner=[XnnpackPartitioner()], constant_methods=_bounds(capture)
                 )
@@ -82,6 +83,15 @@ class ExecuTorchTarget(Target):
             return describe(path, GREATEST)
 
 
+def _graph(capture: Capture) -> torch.export.ExportedProgram:
+    """The captured graph in its precision."""
+    if capture.precision.name == "int8":
+        from .executorch_quantise import quantised
+
+        return quantised(capture)
+    return capture.bounded
+
+
 def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None:
     """See that lowering left open what the captured graph has open: it takes the batch of attention for constant."""
     image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
@@ -91,8 +101,13 @@ def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None
 
 
 def _decompositions() -> dict[Any, Any]:
-    """Core ATen, and group norm in its parts: ExecuTorch's own takes the batch for constant, and XNNPACK has none."""
-    return {**torch.export.default_decompositions(), torch.ops.aten.native_group_norm.default: _group_norm}
+    """Core ATen, but matrices whole, as XNNPACK takes them, and group norm in parts, of which it takes the most.
+
+    ExecuTorch's own kernel of group norm does not take maps in channels-last order.
+    """
+    core = {**torch.export.default_decompositions(), torch.ops.aten.native_group_norm.default: _group_norm}
+    del core[torch.ops.aten.linear.default]
+    return core
 
 
 def _group_norm(

@@ -18,6 +18,7 @@ from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
+from ..precision import PRECISIONS
 from ..protocol import Delegated, FileFacts, Runner, Target, TensorInfo
 
 _DELEGATE = "DELEGATE"
@@ -50,18 +51,26 @@ class LiteRtTarget(Target):
     title = "LiteRT"
     extra = "litert"
     suffix = ".tflite"
-    packages: Sequence[str] = ("litert-torch", "ai-edge-litert")
+    precisions: Sequence[str] = PRECISIONS
+    packages: Sequence[str] = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
     runtime = "LiteRT with XNNPACK on the CPU"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""
         check_options(self.name, options)
-        litert_torch = require("litert_torch", extra=self.extra)
-        try:
-            with quiet(), torch.no_grad():
-                litert_torch.convert(capture.module, (capture.example,)).export(str(path))
-        except Exception as error:  # the converter raises many kinds
-            raise ExportError(f"litert_torch cannot convert the model: {first_cause(error)}") from error
+        if self.name not in capture.made:
+            capture.made[self.name] = _converted(capture, path)
+        content: bytes = capture.made[self.name]
+        if capture.precision.name != "fp32":
+            from .litert_quantise import lowered
+
+            try:
+                content = lowered(content, capture)
+            except ExportError:
+                raise
+            except Exception as error:  # the quantiser raises many kinds
+                raise ExportError(f"ai-edge-quantizer cannot quantise the model: {first_cause(error)}") from error
+        path.write_bytes(content)
 
     def load(self, path: Path, threads: int | None = None) -> LiteRtRunner:
         """The file in LiteRT's interpreter."""
@@ -79,6 +88,17 @@ class LiteRtTarget(Target):
             max_rank=max(len(tensor["shape"]) for tensor in interpreter.get_tensor_details()),
             delegated=_delegated(nodes),
         )
+
+
+def _converted(capture: Capture, path: Path) -> bytes:
+    """The model in float32; ``path`` is written on the way."""
+    litert_torch = require("litert_torch", extra="litert")
+    try:
+        with quiet(), torch.no_grad():
+            litert_torch.convert(capture.module, (capture.example,)).export(str(path))
+    except Exception as error:  # the converter raises many kinds
+        raise ExportError(f"litert_torch cannot convert the model: {first_cause(error)}") from error
+    return path.read_bytes()
 
 
 def _interpreter(path: Path, threads: int | None = None) -> Any:

@@ -1,8 +1,9 @@
 """ncnn: ``.param`` with its weights in ``.bin`` beside it, converted by pnnx, run by ncnn on the CPU.
 
 ncnn has no batch axis: a file takes one image, and the runner gives it the images of a batch one after another. Height
-and width are fixed. pnnx would round the weights to float16 unless told otherwise, and ncnn compute in float16 or
-bfloat16 where the processor can; here weights and arithmetic are float32.
+and width are fixed. Weights are float32 or float16, as pnnx writes them; the runner computes in float32 whatever the
+weights are. Left to its own options ncnn computes in float16 or bfloat16 where the processor can, which is faster, but
+large activations overflow in it: of that nothing is proved here.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from ..errors import ExportError
 from ..options import check_options
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 
+_NO_EIGHT_BITS = (
+    "ncnn's quantiser, the programs ncnn2table and ncnn2int8, is not in its Python packages: build them from ncnn's "
+    "sources and give them the .param and .bin files that are written in fp32, or take fp16."
+)
 _LIMIT = 600  # seconds for pnnx: what works takes a few
 _HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
 _INPUT = "Input"
@@ -84,6 +89,8 @@ class NcnnTarget(Target):
     extra = "ncnn"
     suffix = ".param"
     batched = False
+    precisions: Sequence[str] = ("fp32", "fp16")
+    refused: Mapping[str, str] = {"int8": _NO_EIGHT_BITS}
     packages: Sequence[str] = ("ncnn", "pnnx")
     runtime = "ncnn on the CPU, in float32, image by image"
 
@@ -94,7 +101,7 @@ class NcnnTarget(Target):
         with TemporaryDirectory() as folder:
             traced = Path(folder) / "model.pt"
             _trace(capture.module, image, traced)
-            _convert(traced, image, path)
+            _convert(traced, image, path, half=capture.precision.name == "fp16")
         path.write_text(_with_shape(path.read_text(), image))
         _check_layers(path)
 
@@ -164,11 +171,18 @@ def _trace(module: nn.Module, image: Tensor, path: Path) -> None:
         raise ExportError(f"torch.jit.trace cannot capture the model: {first_cause(error)}") from error
 
 
-def _convert(traced: Path, image: Tensor, path: Path) -> None:
-    """Run pnnx in a process of its own, which may crash, and keep the two files that ncnn reads."""
+def _convert(traced: Path, image: Tensor, path: Path, half: bool) -> None:
+    """Run pnnx in a process of its own, which may crash, and keep the two files that ncnn reads.
+
+    Args:
+        traced: a file of TorchScript.
+        image: an input.
+        path: of the ``.param`` file.
+        half: whether weights are rounded to float16.
+    """
     shape = ",".join(map(str, image.shape))
     weights = path.with_suffix(".bin")
-    command = [require("pnnx", extra="ncnn").EXEC_PATH, traced.name, f"inputshape=[{shape}]f32", "fp16=0"]
+    command = [require("pnnx", extra="ncnn").EXEC_PATH, traced.name, f"inputshape=[{shape}]f32", f"fp16={half:d}"]
     command += [f"ncnnparam={path.resolve()}", f"ncnnbin={weights.resolve()}"]
     try:
         done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True, timeout=_LIMIT)
