@@ -74,10 +74,10 @@ def _start_factor(diagonal: Tensor, columns: Tensor) -> Tensor:
     """
     count = torch.ones_like(diagonal[..., :1, :, :]).sum(-2, keepdim=True)  # M, also where a graph leaves it open
     first = torch.where(count < 2.5, 0.5, 1.0).to(diagonal)  # (..., 1, 1, 1): one landmark or two start halved
-    factors = first * torch.arange(HALVINGS).neg().exp2().to(diagonal)  # (..., 1, 1, HALVINGS)
+    factors = first * 0.5 ** torch.arange(HALVINGS).to(diagonal)  # (..., 1, 1, HALVINGS)
     error = factors * (columns - diagonal) + (1 - factors * diagonal).abs()
     halvings = (error.amax((-3, -2), keepdim=True) > 1.01).sum(-1, keepdim=True)
-    return first * (-halvings.to(diagonal)).exp2()
+    return first * 0.5 ** halvings.to(diagonal)
 
 
 def newton_inverse(matrix: Tensor, scale: Tensor) -> Tensor:

@@ -65,6 +65,11 @@ BICUBIC = Note(
 )
 
 
+NO_COL2IM = Note(
+    "TensorRT's parser does not take ONNX's Col2Im",
+    "Add the shifted parts one by one, or use a transposed convolution.",
+    "a file with this operator alone was tried (tensorrt-rtx 1.7)",
+)
 SORT = Note(
     "the converter writes STABLEHLO_SORT for it, which LiteRT cannot run",
     "Take the greatest one by one with amax and a mask, or export to another target.",

@@ -88,9 +88,10 @@ def _types(call: Call, rules: Rules) -> Note | None:
 
 
 def _rank(call: Call, rules: Rules) -> Note | None:
-    if rules.max_rank is None or call.rank <= rules.max_rank or (rules.moves_any_rank and _only_moves(call)):
+    rank = max(t.ndim - (rules.drops_batch and t.ndim > 0 and t.shape[0] == 1) for t in call.outputs)
+    if rules.max_rank is None or rank <= rules.max_rank or (rules.moves_any_rank and _only_moves(call)):
         return None
-    return notes.too_many_axes(call.rank, rules.max_rank, rules.rank_source)
+    return notes.too_many_axes(rank, rules.max_rank, rules.rank_source)
 
 
 def _only_moves(call: Call) -> bool:

@@ -26,7 +26,8 @@ class Rules:
         source: where the table is from.
         measured: whether the table holds operators that were tried one by one, so that others are not known.
         takes_parts: whether operators that the table lacks are taken apart into core ATen before they are looked up.
-        max_rank: greatest number of a tensor's axes, the batch included; None where no model comes near it.
+        max_rank: greatest number of a tensor's axes; None where no model comes near it.
+        drops_batch: whether a first axis of one image does not count.
         rank_source: where that is from.
         moves_any_rank: whether tensors above it may be moved about, if nothing is computed with them.
         no_complex, no_double: whether it lacks complex numbers and float64.
@@ -46,6 +47,7 @@ class Rules:
     takes_parts: bool = True
     max_rank: int | None = None
     rank_source: str = ""
+    drops_batch: bool = False
     moves_any_rank: bool = False
     no_complex: bool = True
     no_double: bool = False
@@ -124,8 +126,9 @@ _ALL = (
         source="pnnx 20261020 and ncnn 1.0.20261020",
         measured=True,
         takes_parts=False,
-        max_rank=5,
-        rank_source="https://github.com/Tencent/ncnn/blob/master/src/mat.h: w, h, d and c, and a batch of one",
+        max_rank=4,
+        rank_source="https://github.com/Tencent/ncnn/blob/master/src/mat.h: w, h, d and c",
+        drops_batch=True,
         no_double=True,
         refused={**notes.REFUSED_BY_NCNN, **_WINDOWS, **_TRANSFORMS},
         folds=True,
@@ -147,6 +150,7 @@ _ALL = (
         title="torch.onnx",
         table="onnx",
         source="torch/onnx/_internal/exporter/_torchlib/ops (torch 2.11)",
+        refused={"col2im": notes.NO_COL2IM, **_TRANSFORMS},
         max_rank=8,
         rank_source="https://docs.nvidia.com/deeplearning/tensorrt/latest/: nvinfer1::Dims::MAX_DIMS",
     ),

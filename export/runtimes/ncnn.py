@@ -152,6 +152,16 @@ def _layer_norm(
     return F.layer_norm(x, shape, weight, bias, eps)
 
 
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """As `_layer_norm`."""
+    if (weight is None) != (bias is None):
+        weight = _constant(1, x.shape[1:2]) if weight is None else weight
+        bias = _constant(0, x.shape[1:2]) if bias is None else bias
+    return F.group_norm(x, groups, weight, bias, eps)
+
+
 def _constant(value: float, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
 
@@ -160,6 +170,7 @@ _PARTS: dict[Any, Any] = {
     torch.addcmul: _addcmul,
     Tensor.addcmul: _addcmul,
     F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
 }
 
 
