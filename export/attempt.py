@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from ..zoo.errors import MixzooError
 from ..zoo.files import remove
 from .artifacts import clear, total_size
 from .capture import AXIS_INDEX, Capture, first_cause
+from .check import explain
 from .errors import ExportError, UnprovableError, VerificationError
 from .judge import DropError
 from .latency import Latency, time
@@ -119,11 +121,32 @@ def write(job: Job, target: Target, folder: Path) -> Outcome:
         try:
             return Outcome(_write_all(job, target, folder, reference, axes), axes, fixed)
         except ExportError as error:
-            if not axes or isinstance(error, UnprovableError | DropError):
+            if isinstance(error, UnprovableError | DropError):
                 raise
+            if not axes:
+                raise _explained(job, target, error) from error
             fixed[axes] = str(error)
             _clear(folder)
     raise AssertionError("the empty set of axes ends the loop")
+
+
+def _explained(job: Job, target: Target, error: ExportError) -> ExportError:
+    """The error with what the graph tells of its cause: operator, module and remedy. Runtimes often tell neither."""
+    prepared = job.prepared
+    example = torch.zeros(job.batches[0] if target.batched else 1, prepared.in_chans, *job.sizes[0])
+    cause = explain(Capture(prepared.inference, example, ()), prepared.original, target.name)
+    return type(error)(f"{str(error).rstrip('.')}. {target.title} does not take {cause}") if cause else error
+
+
+@contextlib.contextmanager
+def _read_by(target: Target, path: Path) -> Iterator[None]:
+    """Give what a runtime raises when it reads a file one kind and the target's name."""
+    try:
+        yield
+    except MixzooError:
+        raise
+    except Exception as error:  # each runtime has its own
+        raise ExportError(f"{target.title} cannot read {path.name}: {first_cause(error)}") from error
 
 
 def _write_all(job: Job, target: Target, folder: Path, reference: Reference, axes: Axes) -> tuple[Written, ...]:
@@ -156,11 +179,13 @@ def _write_one(
     with limited(job.patience if axes else None):
         _probe(capture, reference)
     fit = _write_file(job, target, path, capture, sizes[0])
-    facts = target.describe(path)
+    with _read_by(target, path):
+        facts = target.describe(path)
     _check_open(facts, axes)
     reason = not_run_because(target)
     job.say(f"{target.name}: running {'the source of ' if reason else ''}{path.name} at {len(cases)} shapes")
-    runner = _load(target, path)
+    with _read_by(target, path):
+        runner = _load(target, path)
     checks = verify(reference, runner, cases, job.precision, takes_one="batch" in axes or not target.batched)
     with _float_file(job, target, path, capture) as float_file:
         timed = target.timed and not reason

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import mixzoo
 import pytest
 import torch
 import torch.nn.functional as F
+from export_doubles import ProgramTarget
+from mixzoo.export import ExportError
 from mixzoo.export.check import RULES, Finding, check
 from mixzoo.export.check.findings import OUTSIDE, REFUSED, UNTRIED
 from mixzoo.export.check.graph import original_path
 from mixzoo.export.check.targets import operators
+from mixzoo.export.protocol import FileFacts
+from mixzoo.export.target import TARGETS
 from mixzoo.zoo.cli import app
 from mixzoo.zoo.errors import UnknownNameError
 from torch import Tensor, nn
@@ -128,6 +135,43 @@ def test_modules_have_the_names_of_the_model_that_was_given() -> None:
     model = nn.ModuleDict({"blocks": nn.Sequential(nn.ModuleDict({"mlp": inner}))})
     assert original_path("blocks.0_mlp_fc1_a", model) == "blocks.0.mlp.fc1_a"
     assert original_path("blocks.0_mlp_gone", model) == "blocks.0.mlp" and original_path("", model) == ""
+
+
+class Refusing(ProgramTarget):
+    """A target that writes nothing, under the name of one that is known."""
+
+    name, title = "coreml", "Core ML"
+    axes = ((),)
+
+    def export(self, capture: Any, path: Path, options: dict[str, Any]) -> None:
+        raise ExportError("the converter stopped")
+
+
+class Unreadable(ProgramTarget):
+    """A target whose runtime does not read what was written."""
+
+    title = "Torch"
+
+    def describe(self, path: Path) -> FileFacts:
+        raise ValueError("no such builtin")
+
+
+def test_a_failed_export_names_operator_module_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "coreml", Refusing())
+    cause = (
+        r"the converter stopped\. Core ML does not take aten\.unfold in body\.inner \(Inner\): .*\. Take the windows"
+    )
+    with pytest.raises(ExportError, match=cause):
+        mixzoo.export(Outer(lambda x: x.unfold(2, 3, 1)).eval(), to="coreml", out=tmp_path / "out", sizes="16")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ExportError, match=r"the converter stopped$"):
+        mixzoo.export(Outer(torch.relu).eval(), to="coreml", out=tmp_path / "out", sizes="16")
+
+
+def test_a_file_that_its_runtime_does_not_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "program", Unreadable())
+    with pytest.raises(ExportError, match=r"Torch cannot read outer\.pt2: no such builtin"):
+        mixzoo.export(Outer(torch.relu).eval(), to="program", out=tmp_path / "out", sizes="16")
 
 
 def test_a_timm_model_and_an_unknown_target() -> None:

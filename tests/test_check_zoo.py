@@ -17,6 +17,7 @@ KNOWN = {
     ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
     ("dinat", "ncnn"): "neighbourhoods are gathered by indices; slices would be one for each of 49 neighbours",
     ("nat", "ncnn"): "as DiNAT",
+    ("favit", "ncnn"): "the factors of its windows are taken by indices",
     ("soft_norm", "ncnn"): "the first guess of SOFT++ is halved as often as its error asks, which compares",
 }
 

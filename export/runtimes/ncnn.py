@@ -162,6 +162,14 @@ def _group_norm(
     return F.group_norm(x, groups, weight, bias, eps)
 
 
+def _clamp_min(x: Tensor, min: float) -> Tensor:
+    return x.clamp(min=min)
+
+
+def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return x[(slice(None),) * (dim % x.ndim) + (slice(start, start + length),)]
+
+
 def _constant(value: float, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
 
@@ -169,6 +177,10 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 _PARTS: dict[Any, Any] = {
     torch.addcmul: _addcmul,
     Tensor.addcmul: _addcmul,
+    torch.clamp_min: _clamp_min,
+    Tensor.clamp_min: _clamp_min,
+    torch.narrow: _narrow,
+    Tensor.narrow: _narrow,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
 }
