@@ -14,8 +14,10 @@ from ..zoo.errors import MissingExtraError, MixzooError
 from ..zoo.files import atomic_dir, remove
 from . import report as reports
 from .attempt import PATIENCE, Job, write
+from .bundle import Bundle, class_names
+from .bundle import write as write_bundle
 from .errors import ExportError
-from .folders import FolderError, calibration_set, labelled_set
+from .folders import FolderError, calibration_set, data_config, labelled_set
 from .judge import num_classes
 from .lower import MAX_DROP, Quality
 from .precision import as_precisions
@@ -57,6 +59,8 @@ def export(
     calibration: str | Path | None = None,
     labelled: str | Path | None = None,
     max_drop: float = MAX_DROP,
+    bundle: bool = False,
+    classes: str | Path | Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Write the deploy form of a model for one or more runtimes, run every file there, and compare.
@@ -89,6 +93,10 @@ def export(
         labelled: folder with a folder of images for each class, on which files of lower precision are judged: in int8
             as many layers stay in float, worst first, as it takes to keep to ``max_drop``.
         max_drop: points of top-1 accuracy that may be lost.
+        bundle: add what an app needs beside a classifier's file: names of the classes, the exact preprocessing, and
+            examples of how to run it in Python and in the language of the runtime's platform.
+        classes: their names, or a file with one a line; those of the training of the weights, or ImageNet's for 1,000
+            classes, by default.
         say: called with a few words at each step.
 
     Returns:
@@ -120,6 +128,7 @@ def export(
         say=say,
         patience=patience,
         quality=quality,
+        bundle=_bundle(prepared, bundle, classes),
     )
     root = Path(out) if out is not None else Path("exports") / prepared.name
     return _export_all(job, [(target, name) for target in targets for name in precisions], root)
@@ -149,6 +158,18 @@ def _quality(
         labelled_set(labelled, prepared, num_classes(image)) if labelled is not None else None,
         max_drop,
     )
+
+
+def _bundle(prepared: Prepared, wanted: bool, classes: str | Path | Sequence[str] | None) -> Bundle | None:
+    if not wanted:
+        if classes is not None:
+            raise ExportError("--classes is for --bundle: give both, or leave it out.")
+        return None
+    shape = Reference(prepared).outputs(prepared.native, 0)[0].shape
+    if len(shape) != 2:
+        raise ExportError("--bundle is for classifiers, whose outputs are (batch, classes): leave it out.")
+    names, source = class_names(classes, prepared.config.get("label_names"), shape[1])
+    return Bundle(data_config(prepared), names, source)
 
 
 def _export_all(job: Job, wanted: Sequence[tuple[Target, str]], root: Path) -> list[Report]:
@@ -184,6 +205,8 @@ def _export_one(job: Job, target: Target, folder: Path) -> Report:
         previous = reports.read(folder)
     with atomic_dir(folder) as temporary:
         content = reports.manifest(job, target, write(job, target, temporary))
+        if job.bundle:
+            content["bundle"] = write_bundle(temporary, content, job.bundle)
         reports.write(temporary, content)
     _remove_superseded(folder, previous, content)
     report = Report(folder, content)
@@ -213,6 +236,7 @@ def _remove_superseded(folder: Path, previous: Mapping[str, Any] | None, content
 
 def _files(content: Mapping[str, Any]) -> set[str]:
     items = [i for a in content.get("artifacts", []) for i in (a, *a.get("companions", []))]
+    items += content.get("bundle", {}).get("files", [])
     return {str(item["file"]) for item in items}
 
 

@@ -14,6 +14,7 @@ import torch
 from ..zoo.errors import MixzooError
 from ..zoo.files import remove
 from .artifacts import clear, total_size
+from .bundle import Bundle
 from .capture import AXIS_INDEX, Capture, first_cause
 from .check import explain
 from .errors import ExportError, UnprovableError, VerificationError
@@ -84,6 +85,7 @@ class Job:
         patience: seconds of processor time to find a graph with open axes in; None for no limit.
         precision: of the files.
         quality: what those of lower precision are calibrated with and judged by.
+        bundle: what an app needs beside the files; None where that is not asked for.
         floats: float32 files that are there already and verified, by target, open axes and name without suffix.
     """
 
@@ -96,6 +98,7 @@ class Job:
     patience: float | None = PATIENCE
     precision: str = "fp32"
     quality: Quality | None = None
+    bundle: Bundle | None = None
     floats: dict[tuple[str, Axes, str], Path] = field(default_factory=dict)
 
     @property

@@ -32,6 +32,8 @@ def export(
     calibration: Annotated[Path | None, typer.Option(help="Folder of images that int8 is calibrated with.")] = None,
     labelled: Annotated[Path | None, typer.Option(help="Folder with a folder of images for each class.")] = None,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of accuracy that fp16 and int8 may lose.")] = 1.0,
+    bundle: Annotated[bool, typer.Option("--bundle", help="Add class names, preprocessing and examples.")] = False,
+    classes: Annotated[Path | None, typer.Option(help="With --bundle: names of the classes, one a line.")] = None,
     as_json: Json = False,
 ) -> None:
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
@@ -39,7 +41,13 @@ def export(
     from . import export as write
 
     asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic, "precision": precision}
-    asked |= {"calibration": calibration, "labelled": labelled, "max_drop": max_drop}
+    asked |= {
+        "calibration": calibration,
+        "labelled": labelled,
+        "max_drop": max_drop,
+        "bundle": bundle,
+        "classes": classes,
+    }
     asked |= ctx.obj(model, checkpoint, pretrained)
     failure = None
     with progress() as step:

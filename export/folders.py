@@ -80,7 +80,7 @@ def calibration_set(folder: str | Path, prepared: Prepared) -> ImageSet:
         raise FolderError(
             f"--calibration {folder} holds {len(paths)} images: give a folder with some dozens ({_KINDS})."
         )
-    return ImageSet(folder, paths, _data_config(prepared)).spread(CALIBRATED)
+    return ImageSet(folder, paths, data_config(prepared)).spread(CALIBRATED)
 
 
 def labelled_set(folder: str | Path, prepared: Prepared, num_classes: int) -> ImageSet:
@@ -101,7 +101,7 @@ def labelled_set(folder: str | Path, prepared: Prepared, num_classes: int) -> Im
     names = _classes(folder, num_classes, prepared.config.get("label_names"))
     found = [(path, index) for index, name in enumerate(names) for path in _images_of(folder / name)]
     paths, labels = zip(*found, strict=True)
-    return ImageSet(folder, paths, _data_config(prepared), labels)
+    return ImageSet(folder, paths, data_config(prepared), labels)
 
 
 def _classes(folder: Path, num_classes: int, known: Any) -> list[str]:
@@ -146,7 +146,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _data_config(prepared: Prepared) -> dict[str, Any]:
+def data_config(prepared: Prepared) -> dict[str, Any]:
     """How timm prepares images for the model; without normalisation where that is in the graph."""
     channels = prepared.in_chans
     mean, std = ((0.0,) * channels, (1.0,) * channels) if prepared.preprocess else (prepared.mean, prepared.std)

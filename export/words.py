@@ -98,6 +98,7 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("input", f"{pre['input']}, float32; mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"),
         *_built(content),
         *_images(content),
+        *_bundled(content),
         ("axes", describe_axes(tuple(content["dynamic_axes"]))),
         ("greatest error" if content["verified"] else "greatest error of the source", f"{content['error']:.1e}"),
         ("greatest tensor rank", str(content["max_rank"])),
@@ -114,6 +115,14 @@ def _images(content: dict[str, Any]) -> list[tuple[str, str]]:
     if labelled := content.get("labelled_images"):
         facts += [("accuracy on", f"{labelled} images, at most {content['max_drop']:g} points may be lost")]
     return facts
+
+
+def _bundled(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was written for apps, where that was asked for."""
+    if not (bundle := content.get("bundle")):
+        return []
+    names = ", ".join(item["file"] for item in bundle["files"])
+    return [("bundle", f"{names}, for {bundle['example_of']}"), ("classes", bundle["classes_from"])]
 
 
 def _built(content: dict[str, Any]) -> list[tuple[str, str]]:

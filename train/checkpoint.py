@@ -107,6 +107,10 @@ def load_run(folder: str | Path) -> Trained:
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {RECORD} describes: train again.")
     model = build_model(recipe, in_chans, classes)
     model.load_state_dict(load(weights))
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        **model.pretrained_cfg,  # type: ignore[dict-item]
+        "label_names": [str(name) for name in record["classes"]],
+    }
     return Trained(model.eval(), recipe, record)
 
 
