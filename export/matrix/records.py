@@ -133,7 +133,8 @@ def reason_in(log: str, status: int, cell: Cell) -> str:
     if found and status >= 0:
         message = " ".join(message.split(_FORESEEN)[0].split())
         name = cell.model.partition(":")[2] or cell.model
-        return message.removeprefix(f"{name} could not be exported to {cell.target}: ")
+        which = "" if cell.precision == "fp32" else f" in {cell.precision}"
+        return message.removeprefix(f"{name} could not be exported to {cell.target}{which}: ")
     said = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
     ending = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with code {status}"
     return f"the process {ending}; the last it printed: {said}"
