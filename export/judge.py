@@ -6,7 +6,7 @@ Errors of eight bits are no rounding errors, and no relative tolerance tells a g
 - the share of images on which file and model name the same class, which must be well above what they would reach by
   chance: Cohen's kappa, (agreement - chance) / (1 - chance), of at least `KAPPA`. A file that answers at random, or
   always the same, has a kappa of zero (the negative control);
-- where there are no classes, the error: another image must make at least `CONTROL_MARGIN` times the difference.
+- where there are no labels, the error too: another image must make at least `CONTROL_MARGIN` times the difference.
 """
 
 from __future__ import annotations
@@ -61,18 +61,21 @@ class Judgement:
             return None
         return 100 * (self.original - self.accuracy)
 
+    @property
+    def _kappa(self) -> float:
+        if self.agreement is None or self.chance is None:
+            return 1.0
+        return (self.agreement - self.chance) / max(1 - self.chance, 1e-9)
+
     def refusal(self, max_drop: float) -> str | None:
         """Why the file is not good enough; None where it is."""
         if not np.isfinite(self.error):
             return "its outputs hold NaN or infinity, or have another shape than the model's"
         if self.drop is not None and self.drop > max_drop + 1e-9:
             return f"{self.drop:.2f} points of accuracy are lost on {self.images} images; at most {max_drop:g} may be"
-        if self.agreement is not None and self.chance is not None:
-            if self.agreement - self.chance < KAPPA * (1 - self.chance):
-                return (
-                    f"it names the model's class on {self.agreement:.0%} of the images; chance gives {self.chance:.0%}"
-                )
-        elif self.error * CONTROL_MARGIN > self.control:
+        if self._kappa < KAPPA:
+            return f"it names the model's class on {self.agreement:.0%} of the images; chance gives {self.chance:.0%}"
+        if self.drop is None and self.error * CONTROL_MARGIN > self.control:
             return f"its error is {self.error:.2f}, and another image makes a difference of {self.control:.2f} only"
         return None
 

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .errors import ExportError
 from .judge import DropError, Judgement
-from .numbers import outputs_of, relative_error
+from .numbers import Outputs, outputs_of
 
 _SIMULATED = 16  # images
 _LEVELS = 127
@@ -38,9 +39,15 @@ def rank_layers(module: nn.Module, images: Sequence[Tensor]) -> list[str]:
     wanted = outputs_of(module, some)
     losses = {}
     for path, layer in layers(module).items():
-        with _rounded(layer):
-            losses[path] = relative_error(outputs_of(module, some), wanted)
+        with rounded(layer):
+            losses[path] = _distance(outputs_of(module, some), wanted)
     return sorted(losses, key=lambda path: -losses[path])
+
+
+def _distance(got: Outputs, wanted: Outputs) -> float:
+    """Relative, of all outputs together: the root of the mean square, since one image more or less proves little."""
+    squares = [(float(np.square(a - b).sum()), float(np.square(b).sum())) for a, b in zip(got, wanted, strict=True)]
+    return max(above / max(below, 1e-30) for above, below in squares) ** 0.5
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -55,7 +62,7 @@ def _matrices(layer: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _rounded(layer: nn.Module) -> Iterator[None]:
+def rounded(layer: nn.Module) -> Iterator[None]:
     """Let ``layer`` compute with what 8 bits leave of its weights and of its input."""
     before = {name: layer._parameters[name] for name in _matrices(layer)}
     for name, weight in before.items():
@@ -71,8 +78,7 @@ def _rounded(layer: nn.Module) -> Iterator[None]:
 
 def _round_input(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *rest = arguments
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    step = max(high - low, 1e-12) / (2 * _LEVELS + 1)
+    step = (x.amax().clamp_min(0) - x.amin().clamp_max(0)).clamp_min(1e-12) / (2 * _LEVELS + 1)
     return ((x / step).round() * step, *rest)
 
 

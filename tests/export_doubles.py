@@ -43,7 +43,7 @@ class ProgramRunner:
 class ProgramTarget:
     """A target that saves the captured graph."""
 
-    name, extra, suffix, packages, runtime = "program", "none", ".pt2", (), "torch"
+    name, title, extra, suffix, packages, runtime = "program", "torch", "none", ".pt2", (), "torch"
     axes = (AXES, ("batch",), ())
     batched = True
     precisions = ("fp32",)

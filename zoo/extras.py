@@ -11,7 +11,7 @@ from .errors import MissingExtraError
 # extra -> the packages (import names) that it brings
 EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino",),
+    "openvino": ("openvino", "nncf"),
     "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
     "executorch": ("executorch", "torchao"),
     "ncnn": ("ncnn", "pnnx"),

@@ -13,7 +13,9 @@ import torch
 from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
+from ..half import in_half
 from ..options import check_options
+from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
 
@@ -56,23 +58,19 @@ class OnnxTarget(Target):
     suffix = ".onnx"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
     packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
+    precisions: Sequence[str] = PRECISIONS
     runtime = "ONNX Runtime on the CPU"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`. Weights stay in the file unless they exceed 2 GB."""
         opset = _opset(options)
         require("onnxscript", extra="onnx")
-        from .onnx_graph import tidy
-
-        program = capture.program
-        try:
-            with quiet(), torch.no_grad():
-                onnx_program = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
-                assert onnx_program is not None
-                onnx_program.model = tidy(onnx_program.model, capture.axes)
-                onnx_program.save(str(path))
-        except Exception as error:  # the exporter and onnxscript each raise many kinds
-            raise ExportError(f"torch.onnx cannot write the model: {first_cause(error)}") from error
+        halves = capture.precision.name == "fp16"
+        program = _program(in_half(capture) if halves else capture, opset)
+        if capture.precision.name == "int8":
+            _quantise(program, path, capture)
+        else:
+            program.save(str(path))
 
     def load(self, path: Path, threads: int | None = None) -> OnnxRunner:
         """The file in ONNX Runtime."""
@@ -84,6 +82,42 @@ class OnnxTarget(Target):
         from .onnx_facts import describe
 
         return describe(path)
+
+
+def _program(capture: Capture, opset: int | None) -> Any:
+    """The graph in ONNX, tidied; made once for all files of a capture.
+
+    Raises:
+        ExportError: the exporter cannot write it.
+    """
+    if _MADE in capture.made:
+        return capture.made[_MADE]
+    from .onnx_graph import tidy
+
+    program = capture.program
+    try:
+        with quiet(), torch.no_grad():
+            onnx_program = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+            assert onnx_program is not None
+            onnx_program.model = tidy(onnx_program.model, capture.axes)
+    except Exception as error:  # the exporter and onnxscript each raise many kinds
+        raise ExportError(f"torch.onnx cannot write the model: {first_cause(error)}") from error
+    capture.made[_MADE] = onnx_program
+    return onnx_program
+
+
+_MADE = "onnx"
+
+
+def _quantise(program: Any, path: Path, capture: Capture) -> None:
+    from .onnx_int8 import quantise
+
+    try:
+        quantise(program.model_proto, path, capture.precision, capture.calibration())
+    except ExportError:
+        raise
+    except Exception as error:  # the quantiser raises many kinds
+        raise ExportError(f"ONNX Runtime cannot quantise the model: {first_cause(error)}") from error
 
 
 def _opset(options: Mapping[str, Any]) -> int | None:

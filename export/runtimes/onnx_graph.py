@@ -10,6 +10,7 @@ Import this module only where onnxscript is installed.
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..shapes import Axes
 
 def tidy(model: ir.Model, axes: Axes) -> ir.Model:
     """``model`` with the rules applied, plain names, and no traces of the machine it was made on."""
+    _name_nodes(model)
     for rules in (_SQUARES, _INTO_CONVS, _AFFINES):  # the last takes what the others made and left
         model = rewrite(model, pattern_rewrite_rules=rules)
     _name_axes(model, axes)
@@ -32,6 +34,22 @@ def tidy(model: ir.Model, axes: Axes) -> ir.Model:
         value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
     ClearMetadataAndDocStringPass()(model)
     return model
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Call each node by the module that it comes from, its operator and a number."""
+    for number, node in enumerate(model.graph):
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        path = scopes[-2] if len(scopes) > 1 and scopes[0] == "" else ""
+        node.name = f"{path}/{node.op_type}_{number}"
+
+
+def module_of(name: str) -> str:
+    """Path of the module that a node of that name comes from; empty where that is the model itself, or not known."""
+    return name.rpartition("/")[0]
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def _name_axes(model: ir.Model, axes: Axes) -> None:
@@ -118,7 +136,9 @@ class AffineIntoConv(pattern.RewriteRuleClassBase):
             op.initializer(ir.tensor(np.ascontiguousarray(values, np.float32)), name=f"{conv.name}_{kind}")
             for kind, values in (("weight", weight * factors), ("bias", bias + added))
         ]
-        return op.Conv(x, *tensors, **node.attributes)
+        folded = op.Conv(x, *tensors, **node.attributes)
+        folded.producer().name = node.name
+        return folded
 
 
 _SQUARES = pattern.RewriteRuleSet([SquareByProduct.rule()])

@@ -1,7 +1,10 @@
 """OpenVINO: ``.xml`` with its weights in ``.bin`` beside it, converted from a `torch.export` graph, run on the CPU.
 
-The CPU plugin computes in bfloat16 where the processor has it, unless told otherwise; a float32 file is compared, and
-its runner computes, in float32.
+The CPU plugin computes in bfloat16 where the processor has it, unless told otherwise; here it is told to compute in
+float32 whatever is not in 8 bits.
+
+An fp16 file is OpenVINO's own: weights in float16, and marks on what other devices, which compute in float16, must not.
+On the CPU it computes in float32 from weights that are rounded, and that is all that is proved of it here.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...zoo.errors import MixzooError
 from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
+from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..shapes import AXES, Axes
 
@@ -53,22 +58,22 @@ class OpenVinoTarget(Target):
     extra = "openvino"
     suffix = ".xml"
     axes: Sequence[Axes] = (AXES, ("batch",), ())
-    packages: Sequence[str] = ("openvino",)
-    runtime = "OpenVINO on the CPU, in float32"
+    packages: Sequence[str] = ("openvino", "nncf")
+    precisions: Sequence[str] = PRECISIONS
+    runtime = "OpenVINO on the CPU, in float32 where it is not in 8 bits"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""
         check_options(self.name, options)
         openvino = require("openvino", extra=self.extra)
+        model = _converted(openvino, capture)
+        if capture.precision.name == "int8":
+            model = _quantised(model, capture)
         try:
-            with quiet(), torch.no_grad():
-                model = openvino.convert_model(capture.program, input=[_shape(openvino, capture)])
-                _name_tensors(model)
-                openvino.save_model(model, str(path), compress_to_fp16=False)
-        except ExportError:
-            raise
-        except Exception as error:  # the converter raises many kinds
-            raise ExportError(f"OpenVINO cannot convert the model: {first_cause(error)}") from error
+            with quiet():
+                openvino.save_model(model, str(path), compress_to_fp16=capture.precision.name == "fp16")
+        except Exception as error:  # of many kinds
+            raise ExportError(f"OpenVINO cannot save the model: {first_cause(error)}") from error
 
     def load(self, path: Path, threads: int | None = None) -> OpenVinoRunner:
         """The file, compiled for the CPU."""
@@ -85,7 +90,44 @@ class OpenVinoTarget(Target):
             operators=dict(Counter(node.get_type_name() for node in nodes).most_common()),
             max_rank=max((rank.get_length() for rank in ranks if rank.is_static), default=0),
             unranked=sum(not rank.is_static for rank in ranks),
+            extra=_marks(path),
         )
+
+
+def _converted(openvino: Any, capture: Capture) -> Any:
+    """The graph as a model; made once for all files of a capture."""
+    if _MADE not in capture.made:
+        program = capture.program
+        try:
+            with quiet(), torch.no_grad():
+                model = openvino.convert_model(program, input=[_shape(openvino, capture)])
+                _name_tensors(model)
+        except Exception as error:  # the converter raises many kinds
+            raise ExportError(f"OpenVINO cannot convert the model: {first_cause(error)}") from error
+        capture.made[_MADE] = model
+    return capture.made[_MADE]
+
+
+_MADE = "openvino"
+
+
+def _quantised(model: Any, capture: Capture) -> Any:
+    from .openvino_int8 import quantise
+
+    try:
+        return quantise(model, capture.program, capture.precision, capture.calibration())
+    except MixzooError:
+        raise
+    except Exception as error:  # NNCF raises many kinds
+        raise ExportError(f"NNCF cannot quantise the model: {first_cause(error)}") from error
+
+
+def _marks(path: Path) -> dict[str, Any]:
+    """What a file whose weights are float16 says of arithmetic; nothing of others."""
+    text = path.read_text()
+    if 'name="decompression"' not in text:
+        return {}
+    return {"weights_in": "float16", "never_in_float16": text.count('name="DisablePrecisionConversion"')}
 
 
 _NOT_COUNTED = ("Parameter", "Constant", "Result")
