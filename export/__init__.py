@@ -8,6 +8,7 @@ from .folders import FolderError
 from .precision import PRECISIONS
 from .report import Report
 from .shapes import parse_batches, parse_sizes
+from .swaps import SwapError, swap
 from .target import TARGETS, get_target
 from .words import render
 
@@ -19,10 +20,12 @@ __all__ = [
     "IncompleteError",
     "Report",
     "ShapeError",
+    "SwapError",
     "VerificationError",
     "export",
     "get_target",
     "parse_batches",
     "parse_sizes",
     "render",
+    "swap",
 ]

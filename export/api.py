@@ -53,6 +53,7 @@ def export(
     name: str | None = None,
     opset: int | None = None,
     model_options: Mapping[str, Any] | None = None,
+    swap: Mapping[str, str] | str | None = None,
     dynamic: str | Sequence[str] = AXES,
     patience: float | None = PATIENCE,
     precision: str | Sequence[str] = ("fp32",),
@@ -84,6 +85,9 @@ def export(
         name: of the model in files and reports.
         opset: of ONNX; the exporter's default if None.
         model_options: for building a model by name, such as {"num_classes": 10}.
+        swap: other activations or norms by the names of those that they replace, as "gelu=hardswish,..." or a mapping,
+            see `mixzoo.swap`. The files are compared with the model so changed, which is not the trained one: the
+            manifest says so, and how far it moved the outputs.
         dynamic: axes that may be left open, of "batch", "height" and "width", as "batch,height,width" or names; "none"
             or () for files of fixed shapes only, which are written faster, and run faster where windows or position
             tables follow the size.
@@ -117,7 +121,7 @@ def export(
     _check_folders(precisions, calibration, labelled)
     wanted_sizes = None if sizes is None else as_sizes(sizes)
     wanted_batches, axes = as_batches(batches), as_axes(dynamic)
-    prepared = prepare(model, _file_name(name), checkpoint, pretrained, preprocess, model_options)
+    prepared = prepare(model, _file_name(name), checkpoint, pretrained, preprocess, model_options, swap)
     quality = _quality(prepared, calibration, labelled, max_drop)
     job = Job(
         prepared=prepared,

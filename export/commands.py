@@ -15,6 +15,8 @@ from ..zoo.console import Checkpoint, Json, Pretrained, progress, show, show_jso
 from ..zoo.errors import MixzooError
 from ..zoo.files import folder_or_temporary
 
+Swap = Annotated[str, typer.Option(help="Activations and norms to replace: gelu=hardswish,layernorm=batchnorm.")]
+
 
 def export(
     ctx: typer.Context,
@@ -34,6 +36,7 @@ def export(
     max_drop: Annotated[float, typer.Option(min=0, help="Points of accuracy that fp16 and int8 may lose.")] = 1.0,
     bundle: Annotated[bool, typer.Option("--bundle", help="Add class names, preprocessing and examples.")] = False,
     classes: Annotated[Path | None, typer.Option(help="With --bundle: names of the classes, one a line.")] = None,
+    swap: Swap = "",
     as_json: Json = False,
 ) -> None:
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
@@ -47,6 +50,7 @@ def export(
         "max_drop": max_drop,
         "bundle": bundle,
         "classes": classes,
+        "swap": swap or None,
     }
     asked |= ctx.obj(model, checkpoint, pretrained)
     failure = None
@@ -69,6 +73,7 @@ def check(
     target: Annotated[str, typer.Option(help="Runtimes, separated by commas, or all.")] = "all",
     sizes: Annotated[str, typer.Option(help="Sizes to capture: 224,192x256. The model's own by default.")] = "",
     dynamic: Annotated[str, typer.Option(help="Axes that stay open: batch,height,width.")] = "none",
+    swap: Swap = "",
     as_json: Json = False,
 ) -> None:
     """Tell which operators of a model a runtime does not take, and where, before anything is installed for it."""
@@ -78,7 +83,7 @@ def check(
 
     with progress() as step:
         step(f"capturing {model}")
-        verdicts = judge(model, target=target, sizes=sizes or None, dynamic=dynamic)
+        verdicts = judge(model, target=target, sizes=sizes or None, dynamic=dynamic, swap=swap or None)
     if as_json:
         show_json([verdict.record() for verdict in verdicts])
     else:

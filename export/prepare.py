@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from ..blocks.deploy import deploy_form, fold
 from ..zoo.errors import CheckpointError, UnknownModelError
 from .errors import ExportError
 from .images import normalized, synthetic_image
+from .numbers import outputs_of, relative_error
 from .shapes import Size
 from .steady import fill_steadily_
+from .swaps import settle, swapped
 
 TIMM_PREFIX = "timm:"
 FILLED = "filled"
@@ -38,6 +40,8 @@ class Prepared:
         mean, std: per channel, of the normalisation that the model was made for.
         preprocess: whether that normalisation is in the graph; the input is then RGB in [0, 1].
         config: what the model says of its weights and of how images are prepared: timm's ``pretrained_cfg``.
+        swapped: where activations or norms were swapped, so that the original is not what was trained: how many by
+            "old=new", and the relative difference that this made to the outputs. None where none were.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Prepared:
     std: tuple[float, ...]
     preprocess: bool
     config: Mapping[str, Any] = field(default_factory=dict)
+    swapped: dict[str, Any] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -85,6 +90,7 @@ def prepare(
     pretrained: bool = False,
     preprocess: bool = False,
     model_options: Mapping[str, Any] | None = None,
+    swap: Mapping[str, str] | str | None = None,
 ) -> Prepared:
     """Everything the targets need to know of ``model``; see `mixzoo.export.export` for the arguments.
 
@@ -102,9 +108,15 @@ def prepare(
         images = [normalized(synthetic_image(channels, (height, width), i), mean, std) for i in range(2)]
         gain = fill_steadily_(original, images)
         weights += "" if gain == 1 else f", matrices scaled by {gain:g}"
+    own = model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else _name(source, cfg)
+    changed = None
+    if swap:
+        images = [normalized(synthetic_image(channels, (height, width), i), mean, std) for i in range(2)]
+        original, changed = _swapped(original, swap, images)
+        own = f"{own}_swapped"
     inference = fold(original)
     return Prepared(
-        name=name or (model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else _name(source, cfg)),
+        name=name or own,
         original=Normalized(original, mean, std).eval() if preprocess else original,
         inference=_marked(Normalized(inference, mean, std).eval(), inference) if preprocess else inference,
         in_chans=channels,
@@ -114,7 +126,19 @@ def prepare(
         std=std,
         preprocess=preprocess,
         config=cfg,
+        swapped=changed,
     )
+
+
+def _swapped(
+    trained: nn.Module, swap: Mapping[str, str] | str, images: Sequence[Tensor]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with its activations or norms swapped, and what that did."""
+    model, counts = swapped(trained, swap)
+    settle(model, trained, images)
+    outputs = [(outputs_of(model, image), outputs_of(trained, image)) for image in images]
+    difference = max(relative_error(new, old) for new, old in outputs)
+    return model.requires_grad_(False), {"changes": counts, "difference": difference}
 
 
 def _marked(wrapper: nn.Module, inner: nn.Module) -> nn.Module:

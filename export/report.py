@@ -80,6 +80,7 @@ def manifest(job: Job, target: Target, outcome: Outcome) -> dict[str, Any]:
         "precision": job.precision,
         "form": prepared.form,
         "weights": prepared.weights,
+        "swapped": prepared.swapped,
         "parameters": prepared.num_parameters,
         "preprocess": _preprocess(prepared),
         "dynamic_axes": list(outcome.axes),

@@ -93,6 +93,7 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("model", f"{content['model']}, {content['parameters'] / 1e6:.2f} M parameters, {content['form']}"),
         ("weights", content["weights"]),
+        *_swapped(content),
         ("target", f"{content['target']}, {content['precision']}" + _opset(content)),
         *_run_facts(content),
         ("input", f"{pre['input']}, float32; mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"),
@@ -105,6 +106,16 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     reasons = [(f"{', '.join(r['tried'])} not all open", r["reason"]) for r in content["fixed_because"]]
     return [*facts, *reasons, ("made with", _made_with(content))]
+
+
+def _swapped(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """That the model is not the one that was trained, where parts of it were swapped."""
+    if not (swapped := content.get("swapped")):
+        return []
+    changes = ", ".join(f"{change} ({count} times)" for change, count in swapped["changes"].items())
+    return [
+        ("swapped", f"{changes}: not the trained model; its outputs moved by {swapped['difference']:.1e} (relative)")
+    ]
 
 
 def _images(content: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,7 +12,9 @@ from small import KINDS, PAIRS
 
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "randformer_s12", "identityformer_s12")  # operators as in others
 # (beginning of the model's name, target): why
+WINDOWS = "windows are joined with the batch, an axis that ncnn does not have"
 KNOWN = {
+    **{(prefix, "ncnn"): WINDOWS for prefix in ("inline_cswin", "agent_swin", "slab_swin", "swinv2", "l2vit")},
     ("biformer", "litert"): "routing takes the nearest regions by topk, whose sort LiteRT cannot run",
     ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
     ("dinat", "ncnn"): "neighbourhoods are gathered by indices; slices would be one for each of 49 neighbours",

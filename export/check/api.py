@@ -16,6 +16,7 @@ from ..capture import Capture
 from ..errors import ExportError
 from ..prepare import TIMM_PREFIX, build, input_size
 from ..shapes import Axes, Size, as_axes, as_sizes
+from ..swaps import swap as replace_parts
 from . import notes
 from .findings import OUTSIDE, REFUSED, Finding, Verdict, merged
 from .graph import Call, calls, raised_in
@@ -32,6 +33,7 @@ def check(
     dynamic: str | Sequence[str] = (),
     model_options: Mapping[str, Any] | None = None,
     fast: bool = True,
+    swap: Mapping[str, str] | str | None = None,
 ) -> list[Verdict]:
     """Tell which operators of a model's deploy form a target does not take, and where they are.
 
@@ -45,6 +47,7 @@ def check(
         dynamic: axes that stay open, of "batch", "height" and "width", for those targets that can leave them open.
         model_options: for building a model by name, such as {"num_classes": 10}.
         fast: tell too what runs outside of the accelerated part of a target, which takes longer to find out.
+        swap: activations and norms to replace first, as "gelu=hardswish", see `mixzoo.swap`.
 
     Returns:
         A verdict per target.
@@ -56,6 +59,7 @@ def check(
     chosen, axes = _chosen(target), as_axes(dynamic)
     wanted = None if sizes is None else as_sizes(sizes)
     module = (build(model, options=model_options) if isinstance(model, str) else model).eval()
+    module = replace_parts(module, swap) if swap else module
     channels, *native = input_size(module, dict(getattr(module, "pretrained_cfg", None) or {}))
     name = model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else type(module).__name__
     found: dict[str, list[Finding]] = {rules.name: [] for rules in chosen}

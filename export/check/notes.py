@@ -86,6 +86,11 @@ PICKED = Note(
     CHOICE.source,
 )
 NO_LAYER = Note("ncnn has no layer for it", "Write it in mean, sum, product and the like.", CHOICE.source)
+WINDOWS_AS_BATCH = Note(
+    "ncnn has no batch axis, and pnnx cannot take windows or heads apart that were joined with it",
+    "Attend without windows, or run this model in another target.",
+    "pnnx 20261020 leaves Tensor.unflatten of it: models with windows were tried",
+)
 REFUSED_BY_NCNN = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where", "masked_fill", "logical_and", "__and__"), CHOICE),
     **dict.fromkeys(("topk", "sort", "argmax", "gather", "index", "index_select", "scatter"), PICKED),

@@ -28,6 +28,8 @@ def refusal(call: Call, rules: Rules) -> Note | None:
         return None
     if call.data_dependent and not rules.data_dependent:
         return notes.DATA_DEPENDENT
+    if rules.drops_batch and call.name == "unflatten" and call.inputs[0].shape[0] != 1:
+        return notes.WINDOWS_AS_BATCH
     return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
 
 
