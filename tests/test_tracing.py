@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mixzoo.blocks.deploy import deploy
 from mixzoo.zoo.shell import Backbone
-from small import KINDS, shallow
+from small import ISOTROPIC, KINDS, shallow
 from support import TOLERANCE, foreign, image, rel_err
 from torch import nn
 
@@ -71,6 +72,16 @@ def test_jit_trace(name: str) -> None:
         traced = torch.jit.trace(model, image((1, 3, *SIZE)))
     x = image((1, 3, *SIZE), seed=1)
     assert rel_err(traced(x), model(x)) < EQUAL
+
+
+@pytest.mark.parametrize("name", ISOTROPIC)
+def test_jit_trace_of_the_deploy_form_of_one_stage(name: str) -> None:
+    model = deploy(shallow(name)).requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, image((1, 3, *SIZE)).float(), check_trace=False)
+    x = image((1, 3, *SIZE), seed=1).float()
+    assert rel_err(traced(x), model(x)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.slow

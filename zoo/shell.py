@@ -152,15 +152,20 @@ class Backbone(nn.Module):
     @property
     def _num_levels(self) -> int:
         """How many maps there are to take; a pruned model has fewer than its `feature_info`."""
-        first = cast(Stage, self.stages[0])
-        return len(first.blocks) if self.spec.isotropic else len(self.stages)
+        stages = self._stages
+        return len(cast(Stage, stages[0]).blocks) if self.spec.isotropic else len(stages)
+
+    @property
+    def _stages(self) -> list[nn.Module]:
+        """The stages; `deploy` leaves an only one without the sequence that it was in."""
+        return list(self.stages) if isinstance(self.stages, nn.Sequential) else [self.stages]
 
     def _levels(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
         """What the stem gives -> what the last of the first ``count`` stages or blocks gives, and their maps."""
         if self.spec.isotropic:
-            return cast(Stage, self.stages[0]).with_maps(x, count)
+            return cast(Stage, self._stages[0]).with_maps(x, count)
         levels: list[Tensor] = []
-        for stage in list(self.stages)[:count]:
+        for stage in self._stages[:count]:
             if isinstance(stage, TokenStage):
                 x, maps = stage.with_maps(x)
                 levels.append(maps[-1])

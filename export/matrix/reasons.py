@@ -38,12 +38,19 @@ KNOWN = (
         "ncnn",
     ),
     Known(
-        r"no layer for what pnnx left",
-        "pnnx converts an operator only where it knows its shape as a layer of ncnn, which has at most four axes and "
-        "no batch axis; windows and heads that are moved into the batch are what it most often leaves.",
+        r"index_select|Tensor\.index",
+        "ncnn has no layer that gathers by a list of indices; neighborhoods and routed regions are gathered so.",
+        "https://github.com/Tencent/ncnn/issues/5092",
+        "ncnn",
+    ),
+    Known(
+        r"no layer for what pnnx left.*(axes|batch)",
+        "ncnn's tensors have at most four axes and no batch axis: windows and heads that are moved into the batch are "
+        "what pnnx leaves in PyTorch's form.",
         "https://github.com/Tencent/ncnn/issues/3542",
         "ncnn",
     ),
+    Known(r"no layer for what pnnx left", "pnnx leaves operators for which ncnn has no layer.", target="ncnn"),
     Known(
         r"pnnx crashed|pnnx did not finish|died of SIG",
         "pnnx ends without a word on some graphs of attention, Swin V2's among those reported.",
