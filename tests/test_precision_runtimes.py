@@ -32,6 +32,7 @@ QUANTISED = [case for case in LOWER if case.values[1] == "int8"]
 SIDE = 32
 ERROR = {"fp16": 5e-3, "int8": 0.15}
 SIZE = {"fp16": 0.65, "int8": 0.5}  # of the float32 file
+NO_SMALLER = [("executorch", "fp16")]  # XNNPACK's parts hold the weights of convolutions in float32
 
 
 class Net(nn.Module):
@@ -144,7 +145,7 @@ def test_a_file_of_lower_precision_is_smaller_and_right(name: str, precision: st
     path = written(tmp_path, name, precision_of(precision))
     error, wrong = errors(loaded(name, path))
     assert 1e-6 < error < ERROR[precision] < wrong / 2  # it was rounded, and another image would be seen
-    if TARGETS[name].timed or name == "coreml":
+    if not not_run_because(TARGETS[name]) and (name, precision) not in NO_SMALLER:
         assert whole_size(path) < SIZE[precision] * float_size(name)
     facts = TARGETS[name].describe(path)
     assert {t.dtype for t in (*facts.inputs, *facts.outputs)} == {"float32"}

@@ -19,7 +19,9 @@ from torch import Tensor
 from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
 from ..errors import ExportError
+from ..half import in_half
 from ..options import check_options
+from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
 
@@ -46,7 +48,7 @@ class ExecuTorchTarget(Target):
     extra = "executorch"
     suffix = ".pte"
     axes: Sequence[Axes] = (AXES, ())
-    precisions: Sequence[str] = ("fp32", "int8")
+    precisions: Sequence[str] = PRECISIONS
     packages: Sequence[str] = ("executorch", "torchao")
     runtime = "ExecuTorch with XNNPACK on the CPU"
 
@@ -55,13 +57,18 @@ class ExecuTorchTarget(Target):
         check_options(self.name, options)
         require("executorch", extra=self.extra)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+        # its check of types asks of what is split how long the first part is: that makes an open batch a constant
+        config = EdgeCompileConfig(_check_ir_validity=not capture.axes)
         try:
             with quiet(), torch.no_grad(), flatc():
                 program = _graph(capture).run_decompositions(_decompositions())
                 lowered = to_edge_transform_and_lower(
-                    program, partitioner=[XnnpackPartitioner()], constant_methods=_bounds(capture)
+                    program,
+                    partitioner=[XnnpackPartitioner()],
+                    compile_config=config,
+                    constant_methods=_bounds(capture),
                 )
                 _check_open(lowered.exported_program(), capture)
                 path.write_bytes(lowered.to_executorch().buffer)
@@ -89,11 +96,11 @@ def _graph(capture: Capture) -> torch.export.ExportedProgram:
         from .executorch_quantise import quantised
 
         return quantised(capture)
-    return capture.bounded
+    return in_half(capture).bounded if capture.precision.name == "fp16" else capture.bounded
 
 
 def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None:
-    """See that lowering left open what the captured graph has open: it takes the batch of attention for constant."""
+    """See that lowering left open what the captured graph has open."""
     image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
     baked = [axis for axis in capture.axes if isinstance(image.meta["val"].shape[AXIS_INDEX[axis]], int)]
     if baked:

@@ -50,7 +50,11 @@ class OnnxRunner(Runner):
 
 
 class OnnxTarget(Target):
-    """``.onnx`` files. Options: ``opset``, the version of the operator set (the exporter's default if None)."""
+    """``.onnx`` files. Options: ``opset``, the version of the operator set (the exporter's default if None).
+
+    Args:
+        symmetric: whether activations in eight bits have their zero in the middle, as TensorRT wants them.
+    """
 
     name = "onnx"
     title = "ONNX"
@@ -61,6 +65,9 @@ class OnnxTarget(Target):
     precisions: Sequence[str] = PRECISIONS
     runtime = "ONNX Runtime on the CPU"
 
+    def __init__(self, symmetric: bool = False) -> None:
+        self.symmetric = symmetric
+
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`. Weights stay in the file unless they exceed 2 GB."""
         opset = _opset(options)
@@ -68,7 +75,7 @@ class OnnxTarget(Target):
         halves = capture.precision.name == "fp16"
         program = _program(in_half(capture) if halves else capture, opset)
         if capture.precision.name == "int8":
-            _quantise(program, path, capture)
+            _quantise(program, path, capture, self.symmetric)
         else:
             program.save(str(path))
 
@@ -109,11 +116,11 @@ def _program(capture: Capture, opset: int | None) -> Any:
 _MADE = "onnx"
 
 
-def _quantise(program: Any, path: Path, capture: Capture) -> None:
+def _quantise(program: Any, path: Path, capture: Capture, symmetric: bool) -> None:
     from .onnx_int8 import quantise
 
     try:
-        quantise(program.model_proto, path, capture.precision, capture.calibration())
+        quantise(program.model_proto, path, capture.precision, capture.calibration(), symmetric)
     except ExportError:
         raise
     except Exception as error:  # the quantiser raises many kinds

@@ -49,7 +49,9 @@ class Images(CalibrationDataReader):
         return None if image is None else {self.name: image.numpy()}
 
 
-def quantise(model: ModelProto, path: Path, precision: Precision, images: Sequence[Tensor]) -> None:
+def quantise(
+    model: ModelProto, path: Path, precision: Precision, images: Sequence[Tensor], symmetric: bool = False
+) -> None:
     """Write ``model`` with its layers in 8 bits.
 
     Args:
@@ -57,6 +59,7 @@ def quantise(model: ModelProto, path: Path, precision: Precision, images: Sequen
         path: the file to write.
         precision: says which layers stay in float.
         images: inputs of the model.
+        symmetric: whether activations are signed, with zero in the middle, and biases float32, as TensorRT has them.
 
     Raises:
         ExportError: no layer is left that could be quantised.
@@ -75,10 +78,11 @@ def quantise(model: ModelProto, path: Path, precision: Precision, images: Sequen
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(_TYPES),
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=layers,
                 calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
             )
     finally:
         logging.disable(before)

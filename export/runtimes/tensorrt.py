@@ -1,7 +1,10 @@
 """TensorRT: an ``.engine`` built from an ONNX file that stays beside it, by ``tensorrt`` or else ``tensorrt_rtx``.
 
 Both have one API. Without a GPU ``tensorrt_rtx`` builds ahead of time, for the GPUs of `AHEAD`; nothing can then load
-the engine, let alone run it, and it is the ONNX file that is run and compared. Arithmetic is float32, without TF32.
+the engine, let alone run it, and it is the ONNX file that is run and compared.
+
+Networks are strongly typed: what an operator computes in is what the ONNX file says, float32 (without TF32), float16
+with islands of float32, or eight bits between QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ...zoo.extras import available, missing, require
 from ..capture import AXIS_INDEX, Capture
 from ..errors import ExportError
 from ..options import check_options
+from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target
 from ..shapes import Axes
 from .onnx import OnnxRunner, OnnxTarget
@@ -75,8 +79,9 @@ class TensorRtTarget(Target):
     extra = "tensorrt"
     suffix = ".engine"
     axes: Sequence[Axes] = OnnxTarget.axes
+    precisions: Sequence[str] = PRECISIONS
     packages: Sequence[str] = ("tensorrt", "tensorrt-rtx", *OnnxTarget.packages)
-    runtime = "TensorRT on the GPU, in float32"
+    runtime = "TensorRT on the GPU"
     source = "the ONNX file that the engine was built from, in ONNX Runtime on the CPU"
 
     def unavailable(self) -> str | None:
@@ -94,7 +99,7 @@ class TensorRtTarget(Target):
         """Write ``capture`` as ONNX, and build the engine from it; see `Target.export`."""
         check_options(self.name, options)
         onnx = path.with_suffix(".onnx")
-        OnnxTarget().export(capture, onnx, {})
+        OnnxTarget(symmetric=True).export(capture, onnx, {})
         engine, layers = _build(onnx, capture)
         path.write_bytes(engine)
         _layers_path(path).write_text(json.dumps(layers, indent=1) + "\n")
@@ -143,7 +148,7 @@ def _build(onnx: Path, capture: Capture) -> tuple[bytes, dict[str, Any]]:
     trt = _package()
     logger = _logger(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(0)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, logger, onnx)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
