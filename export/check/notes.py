@@ -91,6 +91,11 @@ WINDOWS_AS_BATCH = Note(
     "Attend without windows, or run this model in another target.",
     "pnnx 20261020 leaves Tensor.unflatten of it: models with windows were tried",
 )
+STEPS = Note(
+    "ncnn has no layer for slices with steps",
+    "Use pixel_unshuffle, or a convolution with that stride and kernels of ones and zeros.",
+    CHOICE.source,
+)
 REFUSED_BY_NCNN = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where", "masked_fill", "logical_and", "__and__"), CHOICE),
     **dict.fromkeys(("topk", "sort", "argmax", "gather", "index", "index_select", "scatter"), PICKED),

@@ -28,8 +28,8 @@ def refusal(call: Call, rules: Rules) -> Note | None:
         return None
     if call.data_dependent and not rules.data_dependent:
         return notes.DATA_DEPENDENT
-    if rules.drops_batch and call.name == "unflatten" and call.inputs[0].shape[0] != 1:
-        return notes.WINDOWS_AS_BATCH
+    if rules.drops_batch and (note := _batchless(call)):
+        return note
     return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
 
 
@@ -72,6 +72,14 @@ def _in_shape(call: Call) -> bool:
     if call.name == "mean":
         return rank == 4 and sorted(d % rank for d in call.argument(1, "dim", ())) == [2, 3] and call.rank == 4
     return True
+
+
+def _batchless(call: Call) -> Note | None:
+    """What ncnn, which has no batch, does not take of operators that it has."""
+    if call.name == "slice" and call.argument(4, "step", 1) != 1:
+        return notes.STEPS
+    windows = call.name == "unflatten" and call.argument(1, "dim") != 0 and call.inputs[0].shape[0] != 1
+    return notes.WINDOWS_AS_BATCH if windows else None
 
 
 def _training(call: Call) -> Note | None:
