@@ -12,17 +12,15 @@ from small import KINDS, PAIRS
 
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "randformer_s12", "identityformer_s12")  # operators as in others
 # (beginning of the model's name, target): why
-WINDOWS = "windows are joined with the batch, an axis that ncnn does not have"
 MERGING = "patches are merged by slices with steps, in the order of the published weights"
 KNOWN = {
-    **{(prefix, "ncnn"): WINDOWS for prefix in ("inline_cswin", "l2vit")},
     **{(prefix, "ncnn"): MERGING for prefix in ("agent_swin", "slab_swin", "swinv2")},
     ("biformer", "litert"): "routing takes the nearest regions by topk, whose sort LiteRT cannot run",
     ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
     ("dinat", "ncnn"): "neighbourhoods are gathered by indices; slices would be one for each of 49 neighbours",
     ("nat", "ncnn"): "as DiNAT",
     ("favit", "ncnn"): "the factors of its windows are taken by indices",
-    ("soft_norm", "ncnn"): "the first guess of SOFT++ is halved as often as its error asks, which compares",
+    ("soft", "ncnn"): "Newton's steps are batches of products of matrices with a sum, which ncnn does not have",
 }
 
 

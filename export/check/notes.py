@@ -87,9 +87,9 @@ PICKED = Note(
 )
 NO_LAYER = Note("ncnn has no layer for it", "Write it in mean, sum, product and the like.", CHOICE.source)
 WINDOWS_AS_BATCH = Note(
-    "ncnn has no batch axis, and pnnx cannot take windows or heads apart that were joined with it",
-    "Attend without windows, or run this model in another target.",
-    "pnnx 20261020 leaves Tensor.unflatten of it: models with windows were tried",
+    "windows are joined with the batch, which ncnn lacks: pnnx takes them apart in some models, and not in others",
+    "Export the model: pnnx leaves Tensor.unflatten of what it cannot convert.",
+    "pnnx 20261020: EfficientViT was converted, InLine-CSWin and L2ViT were not",
 )
 STEPS = Note(
     "ncnn has no layer for slices with steps",
@@ -99,7 +99,7 @@ STEPS = Note(
 REFUSED_BY_NCNN = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where", "masked_fill", "logical_and", "__and__"), CHOICE),
     **dict.fromkeys(("topk", "sort", "argmax", "gather", "index", "index_select", "scatter"), PICKED),
-    **dict.fromkeys(("var", "std", "cdist", "linalg_inv", "movedim", "repeat_interleave", "tile"), NO_LAYER),
+    **dict.fromkeys(("var", "std", "cdist", "linalg_inv", "baddbmm", "movedim", "repeat_interleave", "tile"), NO_LAYER),
 }
 FALLS_OUT = Note(
     "the accelerated part has nothing for it: it runs in a plain kernel, and cuts that part in two",

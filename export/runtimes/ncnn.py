@@ -162,11 +162,6 @@ def _group_norm(
     return F.group_norm(x, groups, weight, bias, eps)
 
 
-def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    product = a @ b
-    return (x if beta == 1 else beta * x) + (product if alpha == 1 else alpha * product)
-
-
 def _clamp_min(x: Tensor, min: float) -> Tensor:
     return x.clamp(min=min)
 
@@ -182,8 +177,6 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 _PARTS: dict[Any, Any] = {
     torch.addcmul: _addcmul,
     Tensor.addcmul: _addcmul,
-    torch.baddbmm: _baddbmm,
-    Tensor.baddbmm: _baddbmm,
     torch.clamp_min: _clamp_min,
     Tensor.clamp_min: _clamp_min,
     torch.narrow: _narrow,
