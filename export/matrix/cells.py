@@ -83,7 +83,8 @@ class Settings:
     def record(self, cell: Cell) -> dict[str, Any]:
         """What a record must have been made with to hold still."""
         asked: dict[str, Any] = {"sizes": self.sizes, "batches": self.batches, "dynamic": self.dynamic}
-        asked |= {name: value and str(value) for name, value in self._judged_by(cell).items()}
+        folders = self._judged_by(cell).items()  # by name: where they are is nobody's business
+        asked |= {name: value.name if isinstance(value, Path) else value for name, value in folders}
         packages = ("mixzoo", "torch", "timm", *get_target(cell.target).packages)
         return asked | {"versions": {name: _version(name) for name in packages}}
 

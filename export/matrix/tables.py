@@ -85,7 +85,7 @@ def row(record: Record) -> list[str]:
         f"{part['share']:.0%} {part['to']}, {part['parts']} parts" if part else "",
         f"{record['bytes'] / 1e6:.1f}",
         f"{time['file_ms']:.1f}{_loaded(time)}" if time else "",
-        f"{time['times_faster']:.2f}" if time else "",
+        f"{time['times_faster']:.2f}{_beside_float(time)}" if time else "",
     ]
 
 
@@ -93,6 +93,12 @@ def _drop(record: Record) -> str:
     """Points of top-1 that a file of lower precision loses on labelled images."""
     drop = (record.get("judged") or {}).get("drop")
     return "" if drop is None else f"{drop:.2f}"
+
+
+def _beside_float(time: Mapping[str, Any]) -> str:
+    """How many times as fast a file of lower precision is as the float32 one; below one it is slower."""
+    times = time.get("times_faster_than_float32")
+    return "" if times is None else f" ({times:.2f} of fp32)"
 
 
 def _loaded(time: Mapping[str, Any]) -> str:
