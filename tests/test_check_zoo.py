@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from mixzoo.export.check import RULES, Verdict, check
@@ -39,7 +40,13 @@ def small(name: str) -> Backbone:
     return Backbone(spec, num_classes=10).eval()
 
 
-@pytest.mark.parametrize("name", [kind for kind in KINDS if kind not in REPEATED])
+def kinds() -> list[Any]:
+    """Those with masks take longest to capture."""
+    slow = {kind for kind in KINDS if "swin" in kind}
+    return [pytest.param(k, marks=pytest.mark.slow if k in slow else ()) for k in KINDS if k not in REPEATED]
+
+
+@pytest.mark.parametrize("name", kinds())
 def test_every_kind_of_backbone(name: str) -> None:
     """At a size that windows do not divide. A target that refuses nothing any more has to leave `KNOWN`."""
     found = refused(check(small(name), "all", sizes=((128, 160),), fast=False))
