@@ -82,7 +82,7 @@ def test_sums_over_many_small_terms_keep_their_precision() -> None:
     assert rel_err(half.run(x), Sum()(x)) < HALF
 
 
-@pytest.mark.parametrize("mixer", ["linear", "mala", "attention"])
+@pytest.mark.parametrize("mixer", ["linear", "rala", "flow", "attention"])
 @torch.no_grad()
 def test_mixers_of_the_zoo(mixer: str) -> None:
     """Linear attention adds in float32 by itself, which its graph keeps."""
