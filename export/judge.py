@@ -26,6 +26,7 @@ from .shapes import Size
 
 KAPPA = 0.5
 CONTROL_MARGIN = 2.0
+LEARNT = 0.1  # least kappa of a model with its labels
 _BATCH = 16  # images a call, where the file takes any
 
 
@@ -61,19 +62,13 @@ class Judgement:
             return None
         return 100 * (self.original - self.accuracy)
 
-    @property
-    def _kappa(self) -> float:
-        if self.agreement is None or self.chance is None:
-            return 1.0
-        return (self.agreement - self.chance) / max(1 - self.chance, 1e-9)
-
     def refusal(self, max_drop: float) -> str | None:
         """Why the file is not good enough; None where it is."""
         if not np.isfinite(self.error):
             return "its outputs hold NaN or infinity, or have another shape than the model's"
         if self.drop is not None and self.drop > max_drop + 1e-9:
             return f"{self.drop:.2f} points of accuracy are lost on {self.images} images; at most {max_drop:g} may be"
-        if self._kappa < KAPPA:
+        if self.agreement is not None and _kappa(self.agreement, self.chance) < KAPPA:
             return f"it names the model's class on {self.agreement:.0%} of the images; chance gives {self.chance:.0%}"
         if self.drop is None and self.error * CONTROL_MARGIN > self.control:
             return f"its error is {self.error:.2f}, and another image makes a difference of {self.control:.2f} only"
@@ -90,7 +85,8 @@ class Judge:
 
     Raises:
         ImageError: a file that is no image.
-        UnprovableError: the model names one class for all of them, so that agreement says nothing.
+        UnprovableError: the model names one class for all of them, so that agreement says nothing; or it gets no more
+            of them right than by chance, so that there is no accuracy to lose.
     """
 
     def __init__(self, prepared: Prepared, images: ImageSet, size: Size) -> None:
@@ -103,6 +99,14 @@ class Judge:
                 f"the model names the same class for all {len(images)} images of {images.folder}: give images "
                 "of several classes, and the model trained weights (--checkpoint)."
             )
+
+        if images.labels is not None:
+            right, chance = _agreement(self.classes, np.array(images.labels))
+            if right is not None and _kappa(right, chance) < LEARNT:
+                raise UnprovableError(
+                    f"the model itself gets {right:.0%} of {images.folder} right, chance {chance:.0%}: there is no "
+                    "accuracy to lose. Give it weights trained for these classes: --checkpoint, --pretrained."
+                )
 
     def __call__(self, runner: Runner, batch: int | None) -> Judgement:
         """Run a file on every image, ``batch`` at a time; any number if None.
@@ -168,6 +172,12 @@ def _agreement(got: np.ndarray | None, wanted: np.ndarray | None) -> tuple[float
     count = max(int(got.max()), int(wanted.max())) + 1
     shares = [np.bincount(classes, minlength=count) / len(classes) for classes in (got, wanted)]
     return float(np.mean(got == wanted)), float((shares[0] * shares[1]).sum())
+
+
+def _kappa(agreement: float, chance: float | None) -> float:
+    """How far above chance an agreement is: 0 for chance, 1 for full agreement."""
+    chance = chance or 0.0
+    return (agreement - chance) / max(1 - chance, 1e-9)
 
 
 def _error(got: Outputs, i: int, wanted: Outputs, j: int) -> float:

@@ -288,6 +288,15 @@ def test_folders_for_nothing_are_refused(folders: dict[str, Path], tmp_path: Pat
         mixzoo.export(fill_(Pyramid()), out=tmp_path, precision="fp16", labelled=folders["labelled"], sizes="40")
 
 
+def test_a_model_that_learnt_nothing_has_no_accuracy_to_lose(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(monkeypatch)
+    with pytest.raises(ExportError, match=r"the model itself gets \d+% of .*labelled right, chance \d+%"):
+        mixzoo.export(fill_(Reader()).eval(), "program", tmp_path / "out", precision="int8", dynamic="none", **folders)
+    assert not (tmp_path / "out").exists()
+
+
 def test_classes_follow_the_names_that_the_model_knows(folders: dict[str, Path], tmp_path: Path) -> None:
     from mixzoo.export.folders import labelled_set
 
