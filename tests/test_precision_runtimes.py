@@ -17,6 +17,8 @@ from mixzoo.export.prepare import size_of
 from mixzoo.export.protocol import Runner, not_run_because
 from mixzoo.export.sensitivity import layers
 from mixzoo.export.target import TARGETS
+from mixzoo.train.data import digits
+from precision_doubles import trained, with_outlier, write_digits
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -29,6 +31,11 @@ LOWER = [
     if precision != "fp32"
 ]
 QUANTISED = [case for case in LOWER if case.values[1] == "int8"]
+EASY = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
+    for name in ("litert", "coreml")  # which quantise in seconds
+    for reason in (TARGETS[name].unavailable(),)
+]
 SIDE = 32
 ERROR = {"fp16": 5e-3, "int8": 0.15}
 SIZE = {"fp16": 0.65, "int8": 0.5}  # of the float32 file
@@ -208,3 +215,23 @@ def _float_layers(folder: Path) -> dict[str, int]:
     path = written(folder, "tensorrt", Precision())
     layers: dict[str, int] = TARGETS["tensorrt"].describe(path).extra["layer_precision"]
     return layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EASY)
+def test_layers_that_eight_bits_hurt_are_put_back(name: str, tmp_path: Path) -> None:
+    """A model trained on digits, with a layer that eight bits hurt: the file keeps it in float, and so its accuracy."""
+    data = digits()
+    folders = {
+        "calibration": write_digits(tmp_path / "calibration", data.train, 48),
+        "labelled": write_digits(tmp_path / "labelled", data.test, 120),
+    }
+    model = with_outlier(trained())
+    (report,) = mixzoo.export(
+        model, to=name, out=tmp_path / "out", name="reader", precision="int8", dynamic=(), **folders
+    )
+    (item,) = report.manifest["artifacts"]
+    judged = item["judged"]
+    assert judged["kept_in_float"][0] == "second" and len(judged["kept_in_float"]) < judged["layers"] == 4
+    assert judged["drop"] <= 1.0 and judged["accuracy_of_original"] > 0.9 and judged["images"] == 120
+    assert (item["latency"] is not None) == TARGETS[name].timed

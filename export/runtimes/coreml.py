@@ -29,11 +29,13 @@ from torch.fx import GraphModule
 from ..capture import Capture, first_cause
 from ..constants import fold_constants
 from ..errors import ExportError
+from ..keeping import in_float, modules
 from ..options import check_options
 from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
+from ..sensitivity import layers
 from .coreml_eval import TYPES, MilEvaluator, MilProgram, hushed, import_coremltools, variable_type
-from .coreml_lower import MINIMUM, compute_precision, quantised
+from .coreml_lower import MINIMUM, compute_precision, quantised, ranges_of
 
 _ON_MACOS = sys.platform == "darwin"
 
@@ -84,22 +86,10 @@ class CoreMlTarget(Target):
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""
         check_options(self.name, options)
-        coremltools, precision = import_coremltools(), capture.precision
+        import_coremltools()
         try:
             with hushed(logging.ERROR), redirect_stderr(io.StringIO()), torch.no_grad():  # it draws progress bars
-                module = _Tuple(_convertible(capture.arithmetic()))
-                traced = torch.jit.trace(module, capture.example, check_trace=False)
-                model = coremltools.convert(
-                    traced,
-                    inputs=[coremltools.TensorType("image", capture.example.shape, dtype=np.float32)],
-                    outputs=_outputs(coremltools, len(module(capture.example))),
-                    convert_to="mlprogram",
-                    minimum_deployment_target=coremltools.target[MINIMUM[precision.name]],
-                    compute_precision=compute_precision(coremltools, precision.name),
-                    skip_model_load=True,
-                )
-                if precision.name == "int8":
-                    model = quantised(model, _program(model), precision, capture.calibration())
+                model = _in_eight_bits(capture) if capture.precision.name == "int8" else _converted(capture)
                 model.save(str(path))
         except ExportError:
             raise
@@ -121,6 +111,35 @@ class CoreMlTarget(Target):
             max_rank=max(len(variable.shape) for variable in variables.values()),
             extra={"minimum_deployment_target": program.minimum, "computed_in": dict(_computed_in(program))},
         )
+
+
+def _converted(capture: Capture) -> Any:
+    """The model of coremltools, in float."""
+    coremltools, precision = import_coremltools(), capture.precision.name
+    module = _Tuple(_convertible(capture.arithmetic()))
+    return coremltools.convert(
+        torch.jit.trace(module, capture.example, check_trace=False),
+        inputs=[coremltools.TensorType("image", capture.example.shape, dtype=np.float32)],
+        outputs=_outputs(coremltools, len(module(capture.example))),
+        convert_to="mlprogram",
+        minimum_deployment_target=coremltools.target[MINIMUM[precision]],
+        compute_precision=compute_precision(coremltools, precision),
+        skip_model_load=True,
+    )
+
+
+def _in_eight_bits(capture: Capture) -> Any:
+    """The model of coremltools in eight bits; what does not depend on the layers that stay in float is made once."""
+    if _MADE not in capture.made:
+        model = _converted(capture)
+        program = _program(model)
+        capture.made[_MADE] = model, program, ranges_of(program, capture.calibration())
+    model, program, ranges = capture.made[_MADE]
+    kept = {path for node in in_float(capture.program.graph, capture.precision) for path, _ in modules(node)[-1:]}
+    return quantised(model, program, ranges, kept & layers(capture.module).keys())
+
+
+_MADE = "coreml"
 
 
 def _program(model: Any) -> MilProgram:

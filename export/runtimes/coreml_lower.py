@@ -12,7 +12,7 @@ the last image; here `MilEvaluator` runs it, everywhere, and the ranges are thos
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ExportError
-from ..precision import Precision
 from .coreml_eval import MilEvaluator, MilProgram, import_coremltools
 
 MINIMUM = {"fp32": "iOS16", "fp16": "iOS16", "int8": "iOS17"}  # whose programs may quantise activations
@@ -98,30 +97,29 @@ def _rescales(operation: Any) -> bool:
     return any(_source(maker) in _SCALES for maker in _makers(operation))
 
 
-def quantised(model: Any, program: MilProgram, precision: Precision, images: Sequence[Tensor]) -> Any:
-    """A converted model with eight bits where `Precision.keep` does not forbid them.
+def quantised(model: Any, program: MilProgram, ranges: Ranges, keep: Iterable[str]) -> Any:
+    """A converted model in eight bits; it is not changed.
 
     Args:
         model: of coremltools.
         program: what it holds.
-        precision: which modules stay in float.
-        images: batches to find ranges with.
+        ranges: of its tensors.
+        keep: paths of layers that stay in float.
     """
     coremltools = import_coremltools()
-    ranges = _ranges(program, images)
     optimize = coremltools.optimize.coreml
     eight = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
     config = optimize.OptimizationConfig(
         op_type_configs=dict.fromkeys(_WITH_WEIGHTS, eight),
-        op_name_configs=dict.fromkeys(_kept(program, precision, ranges)),
+        op_name_configs=dict.fromkeys(_kept(program, keep, ranges)),
     )
     with _measured(ranges):
         model = optimize.linear_quantize_activations(model, config, [])
     return optimize.linear_quantize_weights(model, config)
 
 
-def _ranges(program: MilProgram, images: Sequence[Tensor]) -> Ranges:
-    """Least and greatest value of every tensor of floats, by its name."""
+def ranges_of(program: MilProgram, images: Sequence[Tensor]) -> Ranges:
+    """Least and greatest value that every tensor of floats has on batches of images, by its name."""
     found: Ranges = {}
 
     def see(name: str, value: Tensor) -> None:
@@ -137,9 +135,9 @@ def _ranges(program: MilProgram, images: Sequence[Tensor]) -> Ranges:
     return found
 
 
-def _kept(program: MilProgram, precision: Precision, ranges: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def _kept(program: MilProgram, keep: Iterable[str], ranges: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """Names of operations that stay in float: those of modules to keep, and those whose ranges float16 cannot hold."""
-    paths = "|".join(re.escape(path.replace(".", "_")) for path in precision.keep)
+    paths = "|".join(re.escape(path.replace(".", "_")) for path in sorted(keep) if path)
     pattern = re.compile(rf"(^|_)({paths})_.*weight") if paths else None
     for operation in program.operations:
         if operation.op_type not in _WITH_WEIGHTS:

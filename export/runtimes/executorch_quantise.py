@@ -11,6 +11,8 @@ from torch.fx import Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from ..capture import Capture, quiet
+from ..keeping import in_float, modules
+from ..precision import Precision
 
 _PRODUCTS = (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)  # of activations: gates, scales of norms
 
@@ -24,9 +26,11 @@ def quantised(capture: Capture) -> torch.export.ExportedProgram:
     Raises:
         Exception: any, where the quantiser cannot.
     """
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    quantiser = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: not _in_float(node, capture))
-    observed = prepare_pt2e(capture.arithmetic(), quantiser)
+    graph, precision = capture.arithmetic(), capture.precision
+    kept = {node.name for node in in_float(graph.graph, precision)}
+    quantiser = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantiser.set_filter_function(lambda node: node.name not in kept and not _in_float(node, precision))
+    observed = prepare_pt2e(graph, quantiser)
     with torch.no_grad():
         for images in capture.calibration():
             observed(images)
@@ -34,9 +38,8 @@ def quantised(capture: Capture) -> torch.export.ExportedProgram:
         return torch.export.export(convert_pt2e(observed), (capture.example,), dynamic_shapes=capture.bounds())
 
 
-def _in_float(node: Node, capture: Capture) -> bool:
-    """Whether ``node`` is inside of a norm or of a module to keep, adds to what one gives, or scales an activation."""
-    precision = capture.precision
-    modules = list(node.meta.get("nn_module_stack", {}).values())
-    inside = any(precision.keeps(path) or "Norm" in str(kind).rpartition(".")[2] for path, kind in modules)
-    return inside or node.target in _PRODUCTS or (bool(modules) and precision.surrounds(modules[-1][0]))
+def _in_float(node: Node, precision: Precision) -> bool:
+    """Whether ``node`` is inside of a norm, adds to what a module to keep gives, or scales an activation."""
+    inside = modules(node)
+    norm = any("Norm" in kind.rpartition(".")[2] for _, kind in inside)
+    return norm or node.target in _PRODUCTS or (bool(inside) and precision.surrounds(inside[-1][0]))

@@ -22,6 +22,7 @@ from torch.fx import Node
 from ...zoo.extras import require
 from ..capture import Capture, quiet
 from ..errors import ExportError
+from ..keeping import in_float, modules
 from ..precision import Precision
 
 Ranges = dict[str, dict[str, Any]]
@@ -109,25 +110,20 @@ def float_scopes(capture: Capture) -> set[str]:
     A tensor's name begins with the modules that it was made in, from the outermost to the innermost, each with its
     class and the last part of its path; that of an output is its own.
     """
-    nodes = capture.program.graph.nodes
-    found = {pattern for node in nodes if (pattern := _float_scope(node, capture.precision))}
-    for index, maker in enumerate(capture.program.graph.output_node().all_input_nodes):
-        if _float_scope(maker, capture.precision):
+    graph, precision = capture.program.graph, capture.precision
+    kept = in_float(graph, precision)
+    found = {pattern for node in graph.nodes if (pattern := _float_scope(node, precision, node in kept))}
+    for index, maker in enumerate(graph.output_node().all_input_nodes):
+        if _float_scope(maker, precision, maker in kept):
             found.add(f"(^|_)output_{index}(_|$)")
     return found
 
 
-def _float_scope(node: Node, precision: Precision) -> str | None:
+def _float_scope(node: Node, precision: Precision, kept: bool) -> str | None:
     """The pattern of names in the file that keeps ``node`` in float; None if it need not stay."""
     names, path = "", ""
-    for path, kind in _modules(node):
+    for path, kind in modules(node):
         names += ("/" if names else "") + kind + (f"_{path.rpartition('.')[2]}" if path else "")
         if precision.keeps(path) or "Norm" in kind.rpartition(".")[2]:
             return f"{re.escape(names)}[/;]"
-    return f"(^|;){re.escape(names)};" if names and precision.surrounds(path) else None
-
-
-def _modules(node: Node) -> Iterator[tuple[str, str]]:
-    """(path, full name of the class) of the modules that ``node`` is in, the outermost first."""
-    for path, kind in node.meta.get("nn_module_stack", {}).values():
-        yield path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return f"(^|;){re.escape(names)};" if names and (kept or precision.surrounds(path)) else None
