@@ -23,7 +23,7 @@ AXIS_INDEX = {"batch": 0, "height": 2, "width": 3}
 FLOAT = Precision()
 _LOUD = (
     *("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir"),
-    *("executorch", "litert_torch", "openvino", "nncf", "coremltools"),
+    *("torch.utils.cpp_extension", "executorch", "litert_torch", "openvino", "nncf", "coremltools"),
 )
 
 

@@ -36,7 +36,8 @@ def quantise(model: Any, program: ExportedProgram, precision: Precision, images:
     Raises:
         ExportError: no layer is left that could be quantised.
     """
-    nncf = require("nncf", extra="openvino")
+    with quiet():  # it looks for compilers
+        nncf = require("nncf", extra="openvino")
     paths = layer_paths(model, program)
     kept = [name for name, path in paths.items() if path is not None and precision.keeps(path)]
     if len(kept) == sum(path is not None for path in paths.values()):
