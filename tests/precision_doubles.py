@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from export_doubles import ProgramTarget
 from mixzoo.export.capture import Capture
 from mixzoo.export.sensitivity import layers, rounded
-from mixzoo.train.data import Split, digits
-from PIL import Image
+from mixzoo.train.data import digits
 from torch import Tensor, nn
 
 SIDE = 16  # px
@@ -66,15 +65,6 @@ def with_outlier(model: Reader) -> Reader:
     model.first.bias[0] *= OUTLIER
     model.second.weight[:, 0] /= OUTLIER
     return model
-
-
-def write_digits(folder: Path, split: Split, count: int) -> Path:
-    """``count`` digits as 8x8 pictures, in a folder for each class."""
-    for index in range(count):
-        path = folder / str(int(split.labels[index])) / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((split.images[index, 0] * 255).round().numpy().astype(np.uint8)).save(path)
-    return folder
 
 
 class RoundedTarget(ProgramTarget):

@@ -19,10 +19,12 @@ from mixzoo.train import demo, load_recipe, load_run
 from mixzoo.train.checkpoint import build_model
 from mixzoo.train.data import Data, digits
 from mixzoo.train.demo import DemoError, run_demo
-from mixzoo.train.demo_report import PICTURE, REPORT, FormResult, Outcome, write_picture
+from mixzoo.train.demo_report import IMAGES, PICTURE, REPORT, FormResult, Outcome, write_picture
 from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.timing import Timing
+from PIL import Image
 from rich.console import Console
+from torchvision.transforms.functional import pil_to_tensor
 
 SHORT = (
     "model.kwargs={depths: [1, 1, 1], dims: [16, 24, 32], partial_dims: [null, 8, 8]}",
@@ -171,6 +173,10 @@ def test_the_demo_leaves_what_it_promises(whole: tuple[Outcome, Path, str]) -> N
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["preprocess"]["in_graph"] and manifest["artifacts"][0]["file"] == "shvit_digits.onnx"
     assert "checkpoint model.safetensors" in manifest["weights"]
+    data = outcome.result.data
+    assert len(list((folder / IMAGES / "test").rglob("*.png"))) == len(data.test)
+    first = folder / IMAGES / "test" / data.classes[int(data.test.labels[0])] / "00000.png"
+    assert torch.allclose(pil_to_tensor(Image.open(first))[0] / 255, data.test.images[0, 0], atol=1 / 255)
 
 
 @pytest.mark.slow

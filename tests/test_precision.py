@@ -21,12 +21,12 @@ from mixzoo.export.prepare import prepare
 from mixzoo.export.sensitivity import layers, put_back, rank_layers
 from mixzoo.export.target import TARGETS
 from mixzoo.export.words import render, summary
-from mixzoo.train.data import digits
+from mixzoo.train.data import digits, write_images
 from mixzoo.zoo.cli import app
 from mixzoo.zoo.errors import UnknownNameError
 from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.pictures import ImageError, preparation
-from precision_doubles import SIDE, Reader, RoundedTarget, trained, with_outlier, write_digits
+from precision_doubles import SIDE, Reader, RoundedTarget, trained, with_outlier
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -41,8 +41,8 @@ RUNTIMES = [
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Digits that were trained on to calibrate with, and others to judge by."""
     root, data = tmp_path_factory.mktemp("digits"), digits()
-    calibration = write_digits(root / "calibration", data.train, 48)
-    return {"calibration": calibration, "labelled": write_digits(root / "labelled", data.test, 120)}
+    calibration = write_images(data.train, data.classes, root / "calibration", 48)
+    return {"calibration": calibration, "labelled": write_images(data.test, data.classes, root / "labelled", 120)}
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from mixzoo.export.prepare import size_of
 from mixzoo.export.protocol import Runner, not_run_because
 from mixzoo.export.sensitivity import layers
 from mixzoo.export.target import TARGETS
-from mixzoo.train.data import digits
-from precision_doubles import trained, with_outlier, write_digits
+from mixzoo.train.data import digits, write_images
+from precision_doubles import trained, with_outlier
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -223,8 +223,8 @@ def test_layers_that_eight_bits_hurt_are_put_back(name: str, tmp_path: Path) -> 
     """A model trained on digits, with a layer that eight bits hurt: the file keeps it in float, and so its accuracy."""
     data = digits()
     folders = {
-        "calibration": write_digits(tmp_path / "calibration", data.train, 48),
-        "labelled": write_digits(tmp_path / "labelled", data.test, 120),
+        "calibration": write_images(data.train, data.classes, tmp_path / "calibration", 48),
+        "labelled": write_images(data.test, data.classes, tmp_path / "labelled", 120),
     }
     model = with_outlier(trained())
     (report,) = mixzoo.export(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,17 @@ def batches(split: Split, size: int, generator: torch.Generator) -> Iterator[tup
     for start in range(0, len(split) - size + 1, size):
         index = order[start : start + size]
         yield split.images[index], split.labels[index]
+
+
+def write_images(split: Split, classes: tuple[str, ...], folder: Path, count: int | None = None) -> Path:
+    """Write the first ``count`` images, or all, as PNG files in a folder for each class, and return ``folder``."""
+    from torchvision.transforms.functional import to_pil_image
+
+    for index in range(len(split) if count is None else count):
+        path = folder / classes[int(split.labels[index])] / f"{index:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(split.images[index]).save(path)
+    return folder
 
 
 def _resize(split: Split, recipe: DataRecipe) -> Split:

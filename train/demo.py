@@ -27,9 +27,11 @@ from ..bench.subjects import relative_error
 from ..blocks.deploy import deploy
 from ..export import Report, export, get_target
 from ..zoo.errors import MixzooError
+from ..zoo.files import remove
 from ..zoo.timing import measure, torch_threads
 from .checkpoint import LOG, RECORD, WEIGHTS, Trained, load_run
-from .demo_report import PICTURE, REPORT, FormResult, Outcome, write_picture, write_report
+from .data import Data, write_images
+from .demo_report import IMAGES, PICTURE, REPORT, FormResult, Outcome, write_picture, write_report
 from .engine import TrainResult, predict_logits, train
 
 RECIPE = "shvit_digits"
@@ -37,6 +39,7 @@ FLOOR = 0.97  # share of test images that must be right
 DEPLOY_TOLERANCE = 1e-5  # relative, float32: what a deploy form keeps to
 RUNTIME_TOLERANCE = 1e-4  # relative, float32: what an exported file keeps to
 THREADS = 1  # on a model this small a second thread waits more than it works
+CALIBRATION = 64  # images that show int8 the ranges
 BATCH = 50  # images a call when the test images are classified by ONNX Runtime
 
 
@@ -71,8 +74,9 @@ def run_demo(
         runtime = _classify(report, result, eager, steps)
     with steps(f"Benchmarking, one image at a time, {THREADS} thread"):
         forms = _benchmark((eager, deployed, runtime), trained.model, folder, result.data.test.images[:1], steps)
-    with steps("Drawing predictions and writing the report"):
+    with steps("Drawing predictions, and writing images and the report"):
         write_picture(folder / PICTURE, result.data, runtime)
+        _write_images(result.data, folder / IMAGES)
     outcome = Outcome(result, report, forms, steps.seconds, describe_machine(), THREADS)
     write_report(folder / REPORT, outcome)
     total = sum(steps.seconds.values())
@@ -103,6 +107,13 @@ def _clear(folder: Path) -> None:
     names = (WEIGHTS, RECORD, LOG, REPORT, PICTURE, "manifest.json", "summary.md")
     for path in [*(folder / name for name in names), *folder.glob(f"{RECIPE}*.onnx")]:
         path.unlink(missing_ok=True)
+    remove(folder / IMAGES)
+
+
+def _write_images(data: Data, folder: Path) -> None:
+    """What lower precisions ask for: images to calibrate with, from training, and all that test."""
+    write_images(data.train, data.classes, folder / "calibration", min(CALIBRATION, len(data.train)))
+    write_images(data.test, data.classes, folder / "test")
 
 
 def _require(condition: bool, failure: str) -> None:

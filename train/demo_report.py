@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..export import Report
+from ..export.prepare import size_of
 from ..zoo.extras import require
 from ..zoo.files import atomic_path, atomic_write
 from ..zoo.timing import Timing, speedup
@@ -18,7 +19,7 @@ from .checkpoint import LOG, RECORD, WEIGHTS
 from .data import Data
 from .engine import TrainResult
 
-PICTURE, REPORT = "predictions.png", "report.md"
+PICTURE, REPORT, IMAGES = "predictions.png", "report.md", "images"
 ROWS, COLUMNS = 5, 10
 
 
@@ -187,8 +188,9 @@ def _files(folder: Path, outcome: Outcome) -> list[str]:
         "manifest.json": "what the ONNX file takes and gives, and how it was verified",
         "summary.md": "the same for reading",
         PICTURE: "predictions on real images",
+        IMAGES: "the test images and some to calibrate int8 with, for `mixzoo export --precision`",
     }
-    present = ((f"`{n}`", f"{(folder / n).stat().st_size / 1e3:.1f}", text) for n, text in notes.items())
+    present = ((f"`{n}`", f"{size_of(folder / n) / 1e3:.1f}", text) for n, text in notes.items())
     return _table(("file", "kB", "what it is"), present)
 
 
