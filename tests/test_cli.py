@@ -229,22 +229,11 @@ def test_predict_refuses_what_it_cannot_use(checkpoint: Path, images: list[Path]
 def test_export_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(sys.modules["mixzoo.export"], "export", lambda **asked: seen.update(asked) or [])
-    options = (
-        "--to",
-        "onnx",
-        "--sizes",
-        "64,64x96",
-        "--batches",
-        "1,3",
-        "--out",
-        tmp_path,
-        "--dynamic",
-        "batch",
-        "--preprocess",
-        "--opset",
-        20,
-    )
-    mixzoo_command("export", "shvit_s1", "--checkpoint", checkpoint, *options)
+    texts = {"to": "onnx", "sizes": "64,64x96", "batches": "1,3", "dynamic": "batch", "opset": 20}
+    texts |= {"precision": "fp16,int8", "max-drop": 0.5, "swap": "gelu=relu"}
+    folders = {"calibration": tmp_path / "some", "labelled": tmp_path / "more", "classes": tmp_path / "c.txt"}
+    options = [part for name, value in (texts | folders).items() for part in (f"--{name}", value)]
+    mixzoo_command("export", "shvit_s1", "--checkpoint", checkpoint, "--out", tmp_path, "--preprocess", "--bundle", *options)
     assert seen.pop("say")
     assert seen == {
         "model": "shvit_s1",
@@ -258,6 +247,11 @@ def test_export_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, checkp
         "dynamic": "batch",
         "preprocess": True,
         "opset": 20,
+        "precision": "fp16,int8",
+        "max_drop": 0.5,
+        "swap": "gelu=relu",
+        "bundle": True,
+        **folders,
     }
 
 
