@@ -232,8 +232,9 @@ def test_export_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, checkp
     texts = {"to": "onnx", "sizes": "64,64x96", "batches": "1,3", "dynamic": "batch", "opset": 20}
     texts |= {"precision": "fp16,int8", "max-drop": 0.5, "swap": "gelu=relu"}
     folders = {"calibration": tmp_path / "some", "labelled": tmp_path / "more", "classes": tmp_path / "c.txt"}
-    options = [part for name, value in (texts | folders).items() for part in (f"--{name}", value)]
-    mixzoo_command("export", "shvit_s1", "--checkpoint", checkpoint, "--out", tmp_path, "--preprocess", "--bundle", *options)
+    options: list[Any] = ["--out", tmp_path, "--preprocess", "--bundle"]
+    options += [part for name, value in (texts | folders).items() for part in (f"--{name}", value)]
+    mixzoo_command("export", "shvit_s1", "--checkpoint", checkpoint, *options)
     assert seen.pop("say")
     assert seen == {
         "model": "shvit_s1",
