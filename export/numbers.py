@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,11 @@ def relative_error(got: Outputs, wanted: Outputs) -> float:
 def least_difference(got: Outputs, wanted: Outputs) -> float:
     """The least ``max|a - b| / max|b|`` over the outputs."""
     return min(_relative(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def percent(share: float) -> str:
+    """In words, rounded down: all is 100%, and nothing less."""
+    return f"{math.floor(100 * share)}%"
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

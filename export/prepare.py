@@ -35,8 +35,8 @@ class Prepared:
         inference: its deploy form, which is written.
         in_chans: image channels.
         native: (height, width) that the model was made for, in pixels.
-        weights: where its weights are from: 'checkpoint FILE sha256 ...', 'pretrained URL', 'filled' (with the gain of
-            its matrices, where it is not 1) or 'as given'.
+        weights: where its weights are from: 'checkpoint FILE sha256 ...', 'pretrained URL', 'filled' (with what else
+            was done, see `fill_steadily_`) or 'as given'.
         mean, std: per channel, of the normalisation that the model was made for.
         preprocess: whether that normalisation is in the graph; the input is then RGB in [0, 1].
         config: what the model says of its weights and of how images are prepared: timm's ``pretrained_cfg``.
@@ -106,8 +106,8 @@ def prepare(
     original = source.eval().float().requires_grad_(False)
     if weights == FILLED:
         images = [normalized(synthetic_image(channels, (height, width), i), mean, std) for i in range(2)]
-        gain = fill_steadily_(original, images)
-        weights += "" if gain == 1 else f", matrices scaled by {gain:g}"
+        done = fill_steadily_(original, images)
+        weights += f", {done}" if done else ""
     own = model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else _name(source, cfg)
     changed = None
     if swap:

@@ -47,18 +47,27 @@ class Delegated:
         nodes: in it.
         parts: how many pieces those are in; every border between pieces costs.
         rest: operators outside of it with their counts, most frequent first.
+        macs, rest_macs: multiply-accumulates in it and outside, of one call with the file's shape, or its greatest one.
     """
 
     to: str
     nodes: int
     parts: int
     rest: dict[str, int]
+    macs: int
+    rest_macs: int
 
     @property
     def share(self) -> float:
         """Of all nodes, between 0 and 1."""
         total = self.nodes + sum(self.rest.values())
         return self.nodes / total if total else 0.0
+
+    @property
+    def macs_share(self) -> float | None:
+        """Of all multiply-accumulates, between 0 and 1; None where there are none."""
+        total = self.macs + self.rest_macs
+        return self.macs / total if total else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Target(Protocol):
         packages: distributions whose versions belong in a manifest.
         runtime: what runs a file here, in words.
         timed: whether that is the runtime itself, so that its speed says something.
+        undivided: why its files tell of no accelerated partition; empty where they do.
     """
 
     name: str
@@ -111,6 +121,7 @@ class Target(Protocol):
     packages: Sequence[str]
     runtime: str
     timed: bool = True
+    undivided: str = ""
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write or run it, in one sentence with the remedy; None where it can."""

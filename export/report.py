@@ -91,7 +91,7 @@ def manifest(job: Job, target: Target, outcome: Outcome) -> dict[str, Any]:
         "error": max(c.error for f in outcome.files for c in f.checks),
         "max_rank": max(f.facts.max_rank for f in outcome.files),
         **outcome.files[0].facts.extra,
-        "artifacts": [_artifact(f) for f in outcome.files],
+        "artifacts": [_artifact(f, target) for f in outcome.files],
         "versions": _versions(target),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -121,7 +121,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _artifact(written: Written) -> dict[str, Any]:
+def _artifact(written: Written, target: Target) -> dict[str, Any]:
     path, facts = written.path, written.facts
     return {
         "file": path.name,
@@ -135,6 +135,7 @@ def _artifact(written: Written) -> dict[str, Any]:
         "max_rank": facts.max_rank,
         "unranked_tensors": facts.unranked,
         "delegated": _delegated(facts.delegated),
+        "undivided_because": None if facts.delegated else target.undivided,
         "checks": [_check(c) for c in written.checks],
         "latency": _latency(written.latency),
         "float32_bytes": written.float_bytes,
@@ -193,7 +194,16 @@ def _latency(latency: Latency | None) -> dict[str, Any] | None:
 def _delegated(part: Delegated | None) -> dict[str, Any] | None:
     if part is None:
         return None
-    return {"to": part.to, "share": round(part.share, 4), "nodes": part.nodes, "parts": part.parts, "rest": part.rest}
+    return {
+        "to": part.to,
+        "share": round(part.share, 4),
+        "nodes": part.nodes,
+        "parts": part.parts,
+        "rest": part.rest,
+        "macs_share": None if part.macs_share is None else round(part.macs_share, 6),
+        "macs": part.macs,
+        "rest_macs": part.rest_macs,
+    }
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:

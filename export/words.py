@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..zoo.markdown import markdown_table
 from .attempt import describe_axes
+from .numbers import percent
 from .shapes import size_name
 
 if TYPE_CHECKING:
@@ -209,11 +210,14 @@ def _verdict(ratio: float) -> str:
 
 
 def _delegation(item: dict[str, Any]) -> list[tuple[str, str]]:
-    """In words what the accelerated partition takes; nothing where the runtime has none."""
+    """In words what the accelerated partition takes, or why the runtime tells of none."""
     if not (part := item["delegated"]):
-        return []
+        reason = item.get("undivided_because")
+        return [("accelerated partition", f"none told: {reason}")] if reason else []
     rest = ", ".join(f"{name} {count}" for name, count in part["rest"].items()) or "nothing"
-    taken = f"{part['share']:.0%} of the nodes in {part['parts']} part{'s' * (part['parts'] != 1)}"
+    taken = f"{percent(part['share'])} of the nodes in {part['parts']} part{'s' * (part['parts'] != 1)}"
+    if part["macs_share"] is not None:
+        taken += f", {percent(part['macs_share'])} of {(part['macs'] + part['rest_macs']) / 1e6:.4g} M MACs"
     return [(f"in {part['to']}", f"{taken}; outside: {rest}")]
 
 

@@ -48,7 +48,7 @@ class ProgramTarget:
     batched = True
     precisions = ("fp32",)
     refused: ClassVar[dict[str, str]] = {}
-    timed = True
+    timed, undivided = True, "torch runs it whole"
 
     def __init__(self, damage: Damage = lambda outputs: outputs) -> None:
         self.damage = damage

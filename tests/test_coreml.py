@@ -118,6 +118,7 @@ CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
     (lambda: evaluate("gelu", x=IMAGE), lambda: F.gelu(IMAGE)),
     (lambda: evaluate("gelu", x=IMAGE, mode="TANH_APPROXIMATION"), lambda: F.gelu(IMAGE, approximate="tanh")),
     (lambda: evaluate("gelu", x=IMAGE, mode="SIGMOID_APPROXIMATION"), lambda: IMAGE * (1.702 * IMAGE).sigmoid()),
+    (lambda: evaluate("thresholded_relu", x=IMAGE, alpha=0.3), lambda: F.threshold(IMAGE, 0.3, 0.0)),
     (lambda: evaluate("clamped_relu", x=IMAGE, alpha=0.1, beta=0.5), lambda: F.leaky_relu(IMAGE, 0.1).clamp(max=0.5)),
     (lambda: evaluate("inverse", x=IMAGE.abs(), epsilon=0.5), lambda: 1 / (IMAGE.abs() + 0.5)),
     (lambda: evaluate("mod", x=torch.tensor([-3, 5]), y=torch.tensor([2, 3])), lambda: torch.tensor([1, 2])),

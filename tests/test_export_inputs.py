@@ -9,6 +9,7 @@ from typing import Any
 
 import mixzoo
 import pytest
+import timm
 import torch
 from export_doubles import (
     images,
@@ -17,10 +18,10 @@ from export_doubles import (
     stage,
 )
 from mixzoo.export import ExportError, ShapeError, export
-from mixzoo.export.numbers import relative_error
+from mixzoo.export.numbers import least_difference, outputs_of, relative_error
 from mixzoo.export.prepare import prepare
 from mixzoo.export.shapes import as_axes, parse_batches, parse_sizes
-from mixzoo.export.steady import ROUNDING, fill_steadily_, rounding
+from mixzoo.export.steady import APART, ROUNDING, fill_steadily_, rounding
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo import extras
 from mixzoo.zoo.errors import CheckpointError, MissingExtraError, UnknownModelError, UnknownNameError
@@ -63,8 +64,15 @@ def test_names_are_built_and_filled(name: str, kind: str) -> None:
 def test_fill_is_steady_in_float32() -> None:
     model, x = fill_(mixzoo.create_model("efficientvit_m0")).eval(), images((224, 224))
     assert rounding(model, x) > ROUNDING
-    assert fill_steadily_(model, [x]) < 1
+    assert fill_steadily_(model, [x, images((224, 224), seed=1)]).startswith("matrices scaled by 0.")
     assert rounding(model, x) <= ROUNDING
+
+
+def test_a_model_in_which_the_image_fades_is_filled_so_that_it_does_not() -> None:
+    model, pair = timm.create_model("mobilenetv3_small_100").eval(), [images((224, 224), seed=i) for i in range(2)]
+    assert least_difference(*(outputs_of(fill_(model), x) for x in pair)) < 1e-3
+    assert fill_steadily_(model, pair) == "batch norms calibrated"
+    assert least_difference(*(outputs_of(model, x) for x in pair)) > APART and rounding(model, pair[0]) <= ROUNDING
 
 
 def test_unknown_names_are_told_near_ones(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from export_doubles import Pyramid, mixed, small, stage
 from mixzoo.export import ExportError, IncompleteError
 from mixzoo.export.protocol import not_run_because
+from mixzoo.export.runtimes import executorch as executorch_target
 from mixzoo.export.runtimes import ncnn as ncnn_target
 from mixzoo.export.runtimes import tensorrt as tensorrt_target
 from mixzoo.export.target import TARGETS
@@ -178,3 +179,21 @@ def test_an_opset_without_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     stage(monkeypatch)
     with pytest.raises(ExportError, match="opset 18 is for onnx"):
         mixzoo.export(small(), to="program", out=tmp_path, sizes="40", opset=18)
+
+
+class Copied(nn.Module):
+    """A map that is used, and returned, beside a copy of itself."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = x.transpose(1, 2)
+        return y, y.clone() * 2, y + 1
+
+
+def test_what_has_a_copy_is_used_through_it() -> None:
+    """ExecuTorch refuses XNNPACK parts that a tensor and its copy both leave."""
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    program = executorch_target._one_copy(torch.export.export(Copied(), (x,)).run_decompositions())
+    (copy,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
+    assert [user for user in copy.args[0].users if user.op != "output"] == [copy] and len(copy.users) == 2
+    for got, wanted in zip(program.module()(x), Copied()(x), strict=True):
+        assert torch.equal(got, wanted)

@@ -134,8 +134,10 @@ def _run_folder(checkpoint: Path | None) -> Path | None:
 
 def _subject(model: str, checkpoint: Path | None, pretrained: bool) -> dict[str, Any]:
     """What tells `mixzoo.export.export` which model, and which weights, are meant."""
-    if _run_folder(checkpoint):
-        return {"model": _load(model, checkpoint, pretrained)[0], "name": model}
+    if not pretrained and (run := _run_folder(checkpoint)):
+        from ..train.checkpoint import WEIGHTS
+
+        return {"model": _load(model, checkpoint, pretrained)[0], "name": model, "checkpoint": run / WEIGHTS}
     options = {"model_options": _options_of(model, checkpoint)} if checkpoint else {}
     return {"model": model, "checkpoint": checkpoint, "pretrained": pretrained, **options}
 

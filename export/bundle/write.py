@@ -79,10 +79,10 @@ def write(folder: Path, content: Mapping[str, Any], bundle: Bundle) -> dict[str,
     prepared = preprocessing(bundle.config, (size.height, size.width), size.in_graph)
     facts = facts_of(content, prepared, named)
     files = {PREPROCESS: json.dumps(prepared, indent=2) + "\n", PYTHON: python.example(facts)}
+    files[python.PREPROCESS] = python.preprocess(facts)
     if bundle.classes:
         files[CLASSES] = "\n".join([*bundle.classes, ""])
-    if platform := native.example(facts):
-        files[platform[0]] = platform[1]
+    files |= dict(native.examples(facts))
     for name, text in files.items():
         (folder / name).write_text(text, "utf-8")
     listed = [

@@ -81,6 +81,13 @@ KNOWN = (
         "litert",
     ),
     Known(
+        r"is already in the inputs",
+        "ExecuTorch drops copies inside of an XNNPACK part: a tensor that leaves the part beside its own copy is then "
+        "two outputs in one, which it refuses.",
+        "https://github.com/pytorch/executorch/issues/19152",
+        "executorch",
+    ),
+    Known(
         r"[Rr]esiz(e|ing)",
         "ExecuTorch plans memory ahead, and its plan does not fit another shape.",
         "https://github.com/pytorch/executorch/issues/1350",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...zoo.errors import MixzooError
 from ...zoo.files import atomic_write
 from ...zoo.markdown import markdown_table
+from ..numbers import percent
 from ..precision import PRECISIONS
 from .reasons import explain
 from .records import ABSENT, GREEN, RED, Record
@@ -82,11 +83,17 @@ def row(record: Record) -> list[str]:
         f"{record['error']:.1e}",
         _drop(record),
         ", ".join(record["dynamic_axes"]) or "none",
-        f"{part['share']:.0%} {part['to']}, {part['parts']} parts" if part else "",
+        _delegated(part) if part else "",
         f"{record['bytes'] / 1e6:.1f}",
         f"{time['file_ms']:.1f}{_loaded(time)}" if time else "",
         f"{time['times_faster']:.2f}{_beside_float(time)}" if time else "",
     ]
+
+
+def _delegated(part: Mapping[str, Any]) -> str:
+    """What the accelerated partition takes."""
+    macs = f", {percent(part['macs_share'])} of MACs" if part.get("macs_share") is not None else ""
+    return f"{part['to']}: {percent(part['share'])} of nodes{macs}, {part['parts']} part{'s' * (part['parts'] != 1)}"
 
 
 def _drop(record: Record) -> str:
@@ -203,9 +210,10 @@ def markdown(records: Sequence[Record]) -> str:
 
 _FIGURES = (
     "Errors are max|a - b| / max|b| against the model in PyTorch; drop is in points of top-1, where labelled images "
-    "were given. Delegated: the share of nodes that the runtime's "
-    "accelerated partition takes. Times are of the first shape asked for, beside PyTorch's deploy form on the same "
-    "machine (as fast: how many times), and mean little where cells were filled side by side."
+    "were given. Delegated: the share of nodes, and of multiply-accumulates, that the runtime's accelerated partition "
+    "takes; nothing where a runtime has none or does not tell. Times are of the first shape asked for, beside "
+    "PyTorch's deploy form on the same machine (as fast: how many times), and mean little where cells were filled side "
+    "by side."
 )
 
 

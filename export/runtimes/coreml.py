@@ -82,6 +82,7 @@ class CoreMlTarget(Target):
         else "its MIL program evaluated operator by operator in PyTorch; Core ML itself runs on macOS only"
     )
     timed = _ON_MACOS
+    undivided = "Core ML decides on the device what its Neural Engine takes; Xcode's performance report tells it"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""

@@ -219,6 +219,7 @@ OPERATORS: dict[str, Operator] = {
     "log": lambda a: (a["x"] + a.plain("epsilon", 1e-45)).log(),
     "clip": lambda a: a["x"].clamp(a.plain("alpha"), a.plain("beta")),
     "threshold": lambda a: a["x"].clamp(min=a.plain("alpha")),
+    "thresholded_relu": lambda a: torch.where(a["x"] >= a.plain("alpha"), a["x"], 0.0),
     "clamped_relu": _clamped_relu,
     "elu": lambda a: F.elu(a["x"], a.plain("alpha")),
     "leaky_relu": lambda a: F.leaky_relu(a["x"], a.plain("alpha")),

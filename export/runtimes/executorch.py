@@ -63,7 +63,7 @@ class ExecuTorchTarget(Target):
         config = EdgeCompileConfig(_check_ir_validity=not capture.axes)
         try:
             with quiet(), torch.no_grad(), flatc():
-                program = _graph(capture).run_decompositions(_decompositions())
+                program = _one_copy(_graph(capture).run_decompositions(_decompositions()))
                 lowered = to_edge_transform_and_lower(
                     program,
                     partitioner=[XnnpackPartitioner()],
@@ -97,6 +97,21 @@ def _graph(capture: Capture) -> torch.export.ExportedProgram:
 
         return quantised(capture)
     return in_half(capture).bounded if capture.precision.name == "fp16" else capture.bounded
+
+
+def _one_copy(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """``program``, with every use of a tensor that has a copy moved to the copy.
+
+    ExecuTorch drops copies inside of an XNNPACK part; where a tensor and its copy both leave the part, one value would
+    have to be two of its outputs, which it refuses: https://github.com/pytorch/executorch/issues/19152.
+    """
+    for copy in program.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
+        source = copy.args[0]
+        if copy.meta["val"].is_contiguous() or copy.meta["val"].stride() == source.meta["val"].stride():
+            source.append(copy)
+            source.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy and user.op != "output")
+    program.graph_module.recompile()
+    return program
 
 
 def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None:

@@ -17,6 +17,7 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 
 from ..capture import AXIS_INDEX
 from ..protocol import Delegated, FileFacts, TensorInfo
+from .executorch_macs import of_kernel, of_part
 
 _XNNPACK = "XnnpackBackend"
 _FLOAT32 = 6  # of ExecuTorch's scalar types
@@ -36,7 +37,8 @@ def describe(path: Path, greatest: str) -> FileFacts:
     plans = {plan.name: plan for plan in program.execution_plan}
     plan = plans.pop("forward")
     bounds = {name.removeprefix(greatest): _constant(p) for name, p in plans.items() if name.startswith(greatest)}
-    rest = _kernels(plan)
+    calls = list(_calls(plan))
+    rest = Counter(name for name, _ in calls)
     parts = [_xnnpack_graph(blob) for blob in _blobs(program, plan)]
     inside = Counter(node["xnode_union_type"] for part in parts for node in part["xnodes"])
     ranks = [len(value.val.sizes) for value in plan.values if hasattr(value.val, "sizes")]
@@ -49,7 +51,14 @@ def describe(path: Path, greatest: str) -> FileFacts:
         ),
         operators=dict((inside + rest).most_common()),
         max_rank=max(ranks, default=0),
-        delegated=Delegated("XNNPACK", sum(inside.values()), len(parts), dict(rest.most_common())),
+        delegated=Delegated(
+            "XNNPACK",
+            sum(inside.values()),
+            len(parts),
+            dict(rest.most_common()),
+            macs=sum(map(of_part, parts)),
+            rest_macs=sum(of_kernel(name, arguments) for name, arguments in calls),
+        ),
         extra={"greatest": bounds} if bounds else {},
     )
 
@@ -59,11 +68,11 @@ def _constant(plan: Any) -> int:
     return int(plan.values[plan.outputs[0]].val.int_val)
 
 
-def _kernels(plan: Any) -> Counter[str]:
-    """The portable kernels that are called, by name."""
-    calls = (i.instr_args for chain in plan.chains for i in chain.instructions)
-    indices = (call.op_index for call in calls if hasattr(call, "op_index"))
-    return Counter(plan.operators[i].name for i in indices)
+def _calls(plan: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The kernels that are called outside of XNNPACK: names, and the values that they get."""
+    for call in (i.instr_args for chain in plan.chains for i in chain.instructions):
+        if hasattr(call, "op_index"):
+            yield plan.operators[call.op_index].name, [plan.values[i].val for i in call.args]
 
 
 def _blobs(program: Any, plan: Any) -> Iterator[bytes]:

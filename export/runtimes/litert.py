@@ -19,9 +19,8 @@ from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
 from ..precision import PRECISIONS
-from ..protocol import Delegated, FileFacts, Runner, Target, TensorInfo
-
-_DELEGATE = "DELEGATE"
+from ..protocol import FileFacts, Runner, Target, TensorInfo
+from .litert_facts import DELEGATE, delegated
 
 
 class LiteRtRunner(Runner):
@@ -79,14 +78,14 @@ class LiteRtTarget(Target):
     def describe(self, path: Path) -> FileFacts:
         """What the file says of itself, and what XNNPACK takes of it on this machine."""
         interpreter = _interpreter(path)
-        nodes = interpreter._get_ops_details()
-        operators = Counter(node["op_name"] for node in nodes if node["op_name"] != _DELEGATE)
+        names = [node["op_name"] for node in interpreter._get_ops_details()]
+        operators = Counter(name for name in names if name != DELEGATE)
         return FileFacts(
             inputs=(_info(interpreter.get_input_details()[0], "image"),),
             outputs=tuple(_info(details, name) for name, details in _outputs(interpreter).items()),
             operators=dict(operators.most_common()),
             max_rank=max(len(tensor["shape"]) for tensor in interpreter.get_tensor_details()),
-            delegated=_delegated(nodes),
+            delegated=delegated(interpreter),
         )
 
 
@@ -114,24 +113,6 @@ def _outputs(interpreter: Any) -> dict[str, dict[str, Any]]:
     """Details of the outputs by name, "output_0" and so on, in the model's order."""
     found = interpreter.get_signature_runner().get_output_details()
     return dict(sorted(found.items(), key=lambda item: int(item[0].rpartition("_")[2])))
-
-
-def _delegated(nodes: list[dict[str, Any]]) -> Delegated:
-    """The nodes that lead from a delegate's inputs to its outputs are in it, and never run on their own."""
-    delegates = [node for node in nodes if node["op_name"] == _DELEGATE]
-    own = [node for node in nodes if node["op_name"] != _DELEGATE]
-    makers = {int(tensor): node for node in own for tensor in node["outputs"]}
-    inside: set[int] = set()
-    for delegate in delegates:
-        given, wanted = {int(t) for t in delegate["inputs"]}, [int(t) for t in delegate["outputs"]]
-        while wanted:
-            tensor = wanted.pop()
-            maker = None if tensor in given else makers.get(tensor)
-            if maker is not None and maker["index"] not in inside:
-                inside.add(maker["index"])
-                wanted += [int(t) for t in maker["inputs"]]
-    rest = Counter(node["op_name"] for node in own if node["index"] not in inside)
-    return Delegated("XNNPACK", len(inside), len(delegates), dict(rest.most_common()))
 
 
 def _info(details: dict[str, Any], name: str) -> TensorInfo:

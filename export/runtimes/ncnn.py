@@ -93,6 +93,7 @@ class NcnnTarget(Target):
     refused: Mapping[str, str] = {"int8": _NO_EIGHT_BITS}
     packages: Sequence[str] = ("ncnn", "pnnx")
     runtime = "ncnn on the CPU, in float32, image by image"
+    undivided = "ncnn computes every layer itself"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``, for one image; see `Target.export`."""

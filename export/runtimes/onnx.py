@@ -64,6 +64,7 @@ class OnnxTarget(Target):
     packages: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
     precisions: Sequence[str] = PRECISIONS
     runtime = "ONNX Runtime on the CPU"
+    undivided = "every node runs in ONNX Runtime's CPU provider"
 
     def __init__(self, symmetric: bool = False) -> None:
         self.symmetric = symmetric

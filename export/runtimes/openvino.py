@@ -61,6 +61,7 @@ class OpenVinoTarget(Target):
     packages: Sequence[str] = ("openvino", "nncf")
     precisions: Sequence[str] = PRECISIONS
     runtime = "OpenVINO on the CPU, in float32 where it is not in 8 bits"
+    undivided = "OpenVINO compiles the whole graph for the CPU"
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture``; see `Target.export`."""

@@ -82,6 +82,7 @@ class TensorRtTarget(Target):
     precisions: Sequence[str] = PRECISIONS
     packages: Sequence[str] = ("tensorrt", "tensorrt-rtx", *OnnxTarget.packages)
     runtime = "TensorRT on the GPU"
+    undivided = "an engine holds the whole graph: what TensorRT does not take is refused"
     source = "the ONNX file that the engine was built from, in ONNX Runtime on the CPU"
 
     def unavailable(self) -> str | None:
