@@ -87,6 +87,41 @@ def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     return x[(slice(None),) * (dim % x.ndim) + (slice(start, start + length),)]
 
 
+def _getitem(x: Tensor, index: Any) -> Tensor:
+    """Slices with steps as rows of blocks: ncnn's have none."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if all(isinstance(part, slice) or part is Ellipsis for part in parts):
+        return _stepped(x, _spread(parts, x.ndim))
+    return x[index]
+
+
+def _spread(parts: tuple[Any, ...], rank: int) -> list[slice]:
+    """A slice for every axis."""
+    at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+    behind = parts[at + 1 :]
+    return [*parts[:at], *[slice(None)] * (rank - at - len(behind)), *behind]
+
+
+def _stepped(x: Tensor, parts: Sequence[slice]) -> Tensor:
+    ranges = [range(side)[part] for side, part in zip(_sides(x), parts, strict=True)]
+    x = x[tuple(slice(r.start, r.stop) if r.step == 1 else slice(None) for r in ranges)]
+    for axis, wanted in enumerate(ranges):
+        x = x if wanted.step == 1 else _every(x, axis, wanted)
+    return x
+
+
+def _every(x: Tensor, axis: int, wanted: range) -> Tensor:
+    """The positions ``wanted`` of an axis: the axis behind it holds blocks of as many rows as the step has."""
+    step, first = wanted.step, wanted.start % wanted.step
+    begin, shape = wanted.start - first, [*_sides(x)]
+    lack = begin + len(wanted) * step - shape[axis]
+    x = _narrow(F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, lack)) if lack > 0 else x, axis, begin, len(wanted) * step)
+    behind = math.prod(shape[axis + 1 :])
+    blocks = x.reshape(*shape[:axis], len(wanted), step * behind)
+    chosen = _narrow(blocks, axis + 1, first * behind, behind)
+    return chosen.reshape(*shape[:axis], len(wanted), *shape[axis + 1 :])
+
+
 def _constant(value: float, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
 
@@ -94,6 +129,7 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 PARTS: dict[Any, Any] = {
     Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
     Tensor.size: _size,
+    Tensor.__getitem__: _getitem,
     torch.unflatten: _unflatten,
     Tensor.unflatten: _unflatten,
     torch.baddbmm: _baddbmm,
