@@ -28,20 +28,12 @@ def refusal(call: Call, rules: Rules) -> Note | None:
         return None
     if call.data_dependent and not rules.data_dependent:
         return notes.DATA_DEPENDENT
-    if rules.drops_batch and call.name == "slice" and call.argument(4, "step", 1) != 1:
-        return notes.STEPS
     return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
 
 
 def listed(call: Call, rules: Rules) -> bool:
     """Whether the target is known to take the operator, as far as its name tells."""
     return (call.constant and rules.folds) or rules.takes(call.name)
-
-
-def doubt(call: Call, rules: Rules) -> Finding | None:
-    """That a target takes a call in some models, and not in others."""
-    apart = call.name == "unflatten" and call.argument(1, "dim") != 0 and call.inputs[0].shape[0] != 1
-    return _finding(call, UNTRIED, notes.WINDOWS_AS_BATCH) if rules.drops_batch and apart else None
 
 
 def refused(call: Call, note: Note) -> Finding:

@@ -122,6 +122,12 @@ def _every(x: Tensor, axis: int, wanted: range) -> Tensor:
     return chosen.reshape(*shape[:axis], len(wanted), *shape[axis + 1 :])
 
 
+def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    axis, shape = dim % x.ndim, _sides(x)
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    return tuple(_narrow(x, axis, i, 1).reshape(rest) for i in range(shape[axis]))
+
+
 def _constant(value: float, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
 
@@ -130,6 +136,8 @@ PARTS: dict[Any, Any] = {
     Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
     Tensor.size: _size,
     Tensor.__getitem__: _getitem,
+    torch.unbind: _unbind,
+    Tensor.unbind: _unbind,
     torch.unflatten: _unflatten,
     Tensor.unflatten: _unflatten,
     torch.baddbmm: _baddbmm,
