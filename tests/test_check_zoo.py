@@ -14,9 +14,8 @@ from small import KINDS, PAIRS
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "randformer_s12", "identityformer_s12")  # operators as in others
 # (beginning of the model's name, target): why
 KNOWN = {
-    ("biformer", "litert"): "routing takes the nearest regions by topk, whose sort LiteRT cannot run",
     ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
-    ("dinat", "ncnn"): "dilated neighbourhoods are gathered by indices; those of NAT are slices",
+    ("dinat", "ncnn"): "dilated neighborhoods are gathered by indices; those of NAT are slices",
 }
 
 

@@ -72,7 +72,7 @@ NO_COL2IM = Note(
 )
 SORT = Note(
     "the converter writes STABLEHLO_SORT for it, which LiteRT cannot run",
-    "Take the greatest one by one with amax and a mask, or export to another target.",
+    "Take the greatest one by one with amax and a mask, or of topk the indices alone, which LiteRT has.",
     "a file with this operator alone was tried (litert_torch 0.10, ai-edge-litert 2.3)",
 )
 CHOICE = Note(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
 from . import notes
@@ -28,6 +30,8 @@ def refusal(call: Call, rules: Rules) -> Note | None:
         return None
     if call.data_dependent and not rules.data_dependent:
         return notes.DATA_DEPENDENT
+    if rules.ranks and call.name == "topk" and _only_indices(call):
+        return None
     return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
 
 
@@ -70,6 +74,11 @@ def _in_shape(call: Call) -> bool:
     if call.name == "mean":
         return rank == 4 and sorted(d % rank for d in call.argument(1, "dim", ())) == [2, 3] and call.rank == 4
     return True
+
+
+def _only_indices(call: Call) -> bool:
+    """Whether of values and their indices only the latter are used."""
+    return all(user.args[1] == 1 or not user.users for user in call.node.users if user.target is operator.getitem)
 
 
 def _training(call: Call) -> Note | None:
