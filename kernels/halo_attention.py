@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op
+from .attention import attention_reference
+from .dispatch import Candidate, Op, exporting, known
 from .windows import (
     PADDED,
+    Attend,
     Size,
     either,
     from_heads,
@@ -69,6 +71,10 @@ def _parts(qkv: Tensor, window: Size, halo: int) -> tuple[Tensor, Tensor]:
     around = F.pad(padded[:, dim:], (halo, halo, halo, halo))
     for axis, side in zip((2, 3), window, strict=True):
         count = padded.shape[axis] // side
+        if exporting() and known(count):  # as slices, which every runtime has
+            near = [around.narrow(axis, i * side, side + 2 * halo) for i in range(count)]
+            around = torch.cat(near, axis) if count > 1 else near[0]
+            continue
         starts = torch.arange(count, device=qkv.device) * side
         index = starts[:, None] + torch.arange(side + 2 * halo, device=qkv.device)
         around = around.index_select(axis, index.flatten())
@@ -89,7 +95,21 @@ def _outside(length: int, side: int, halo: int, like: Tensor) -> Tensor:
     return ((key < 0) | (key >= length)).to(like.dtype) * PADDED
 
 
+def _exported(qkv: Tensor, num_heads: int, window: Size, halo: int, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Plain operators with the few masks that a known size needs."""
+    if not known(*qkv.shape[2:]):
+        return halo_attention_reference(qkv, num_heads, window, halo, scale, bias)
+    return _banded(qkv, num_heads, window, halo, scale, bias, attention_reference)
+
+
 def _fused(qkv: Tensor, num_heads: int, window: Size, halo: int, scale: float, bias: Tensor | None = None) -> Tensor:
+    return _banded(qkv, num_heads, window, halo, scale, bias, shared_mask_sdpa)
+
+
+def _banded(
+    qkv: Tensor, num_heads: int, window: Size, halo: int, scale: float, bias: Tensor | None, attend: Attend
+) -> Tensor:
+    """Halo attention with ``attend`` for windows that share one mask."""
     height, width = qkv.shape[-2:]
     queries, around = _parts(qkv, window, halo)
     (h, w), wide, high = window, window[1] + 2 * halo, window[0] + 2 * halo
@@ -101,7 +121,7 @@ def _fused(qkv: Tensor, num_heads: int, window: Size, halo: int, scale: float, b
             keys = around[:, :, top * high : bottom * high, left * wide : right * wide]
             mask = with_bias(either(row_mask, col_mask), bias, qkv.dtype)
             q = to_heads(to_tokens(part, window), num_heads)
-            out = shared_mask_sdpa(q, *_keys_and_values(keys, window, halo, num_heads), scale, mask)
+            out = attend(q, *_keys_and_values(keys, window, halo, num_heads), scale, mask)
             parts.append(from_heads(out, window, (part.shape[-2], part.shape[-1])))
         bands.append(torch.cat(parts, dim=3))
     return torch.cat(bands, dim=2)[:, :, :height, :width]
@@ -151,7 +171,11 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...],
 
 
 HALO_ATTENTION_OP = Op(
-    "halo_attention", halo_attention_reference, (Candidate("sdpa", _fused, _fused_unsupported),), bench_inputs
+    "halo_attention",
+    halo_attention_reference,
+    (Candidate("sdpa", _fused, _fused_unsupported),),
+    bench_inputs,
+    exported=_exported,
 )
 
 

@@ -13,6 +13,7 @@ Time O(N k^2 D) per head for N = H * W. The reference gathers the keys and value
 tiled candidate takes the union of the windows of a tile of queries (see `neighborhood_tiles`): O(N D) memory, and
 O(N k^2) for the scores where gradients are wanted. The Triton one keeps scores on the chip, and recomputes them by
 tiles for the gradients. NATTEN's own kernels are a candidate where that package is installed.
+Exported graphs of a known size have products and no gathers (see `neighborhood_bands`).
 Served by: CUDA, NATTEN where it is installed and there is no bias, else Triton; the CPU and MPS, tiles.
 Source: arXiv:2204.07143 (NAT), arXiv:2209.15001 (dilation); border rule as in NATTEN 0.14.
 """
@@ -29,7 +30,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op, opaque, triton_unsupported
+from .dispatch import Candidate, Op, known, opaque, triton_unsupported
+from .neighborhood_bands import neighborhood_attention_banded
 from .neighborhood_gradient import neighborhood_attention_gradients
 from .neighborhood_tiles import TilePlan, additive_masks, map_of, rows_of, take_tiles, tile_plan
 
@@ -232,6 +234,15 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...],
     return (*maps, 7, 1, (dim // heads) ** -0.5), {"bias": torch.randn(heads, 13, 13)}
 
 
+def _exported(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """By bands of tiles where the size is known, and without gathers; residue classes and open sizes are gathered."""
+    if dilation == 1 and known(*q.shape[2:4]):
+        return neighborhood_attention_banded(q, k, v, kernel_size, scale, bias)
+    return neighborhood_attention_reference(q, k, v, kernel_size, dilation, scale, bias)
+
+
 NEIGHBORHOOD_ATTENTION_OP = Op(
     "neighborhood_attention",
     neighborhood_attention_reference,
@@ -241,6 +252,7 @@ NEIGHBORHOOD_ATTENTION_OP = Op(
         Candidate("tiled", _tiled, _tiled_unsupported),
     ),
     bench_inputs,
+    exported=_exported,
 )
 
 
@@ -250,7 +262,7 @@ def neighborhood_attention(
 ) -> Tensor:
     """Neighborhood attention by the fastest implementation that applies; see the module's docstring.
 
-    A compiled graph has it as one node, an exported one the plain reference.
+    A compiled graph has it as one node, an exported one plain operators.
 
     Raises:
         ValueError: what `check_shapes` refuses.

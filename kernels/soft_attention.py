@@ -158,6 +158,18 @@ def _channel_major(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = Fa
         return out.to(dtype).transpose(1, 2).unflatten(0, lead)
 
 
+def _exported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> Tensor:
+    """The channel-major form with no axes joined, which ncnn, without a batch axis, could not take apart again."""
+    dtype = v.dtype
+    with without_autocast(q.device.type):
+        q, landmarks, v = (accumulated(t) for t in (q, landmarks, v))
+        inverse = landmark_inverse(gaussian_kernel(landmarks, landmarks), symmetric, newton_inverse)
+        exponent = _lifted(landmarks, -1, True) @ _lifted(q.transpose(-2, -1), -2, False)
+        near = exponent.clamp(max=0).exp()  # (..., M, N)
+        state = inverse @ (near @ v)
+        return (state.transpose(-2, -1) @ near).to(dtype).transpose(-2, -1)
+
+
 def _channel_major_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> str | None:
     if q.ndim < 3 or not q.shape[:-2] == landmarks.shape[:-2] == v.shape[:-2]:
         return "the batched products take queries, landmarks and values with the same leading axes, at least one"
@@ -234,7 +246,7 @@ SOFT_ATTENTION_OP = Op(
         Candidate("channel_major", _channel_major, _channel_major_unsupported),
     ),
     bench_inputs,
-    exported=_channel_major,
+    exported=_exported,
 )
 
 

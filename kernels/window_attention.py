@@ -17,7 +17,6 @@ Source: Liu et al., arXiv:2103.14030.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from .attention import attention_reference
 from .dispatch import Candidate, Op, known
 from .windows import (
+    Attend,
     Size,
     axis_codes,
     cyclic_shift,
@@ -43,7 +43,6 @@ from .windows import (
     with_bias,
 )
 
-Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 FEW = 800_000  # elements of qkv; measured at 14 to 128 squared, 64 to 384 channels
 
 

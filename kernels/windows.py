@@ -7,6 +7,8 @@ brought together, and padding, must not see one another: `axis_codes` says who t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from .dispatch import exporting, known
 
 Size = tuple[int, int]
+Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]  # (q, k, v, scale, mask) -> answers
 SEPARATE = -100.0  # added to the logits of positions that a shift brought together, as arXiv:2103.14030 has it
 PADDED = -1e4  # added to the logits of padding; its exponential is zero in every floating type, and fp16 can hold it
 

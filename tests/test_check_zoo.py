@@ -13,15 +13,9 @@ from small import KINDS, PAIRS
 
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "randformer_s12", "identityformer_s12")  # operators as in others
 # (beginning of the model's name, target): why
-MERGING = "patches are merged by slices with steps, in the order of the published weights"
 KNOWN = {
-    **{(prefix, "ncnn"): MERGING for prefix in ("agent_swin", "slab_swin", "swinv2")},
-    ("biformer", "litert"): "routing takes the nearest regions by topk, whose sort LiteRT cannot run",
     ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
-    ("dinat", "ncnn"): "neighbourhoods are gathered by indices; slices would be one for each of 49 neighbours",
-    ("nat", "ncnn"): "as DiNAT",
-    ("favit", "ncnn"): "the factors of its windows are taken by indices",
-    ("soft", "ncnn"): "Newton's steps are batches of products of matrices with a sum, which ncnn does not have",
+    ("dinat", "ncnn"): "dilated neighborhoods are gathered by indices; those of NAT are slices",
 }
 
 

@@ -9,7 +9,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import attention
-from ...kernels.dispatch import known
+from ...kernels.dispatch import exporting, known
 from ..conv import DepthwiseConv2d
 from ..geometry import Size, num_heads_for
 from ..pooling import pooling_matrix
@@ -41,6 +41,14 @@ def window_taps(size: Size, dilation: int, device: torch.device) -> tuple[Tensor
     y = mirrored(tap_row * dilation + row * reach, size[0])
     x = mirrored((tap - tap_row * SIDE) * dilation + (window - row * cols) * reach, size[1])
     return y * size[1] + x, rows * cols
+
+
+def axis_taps(length: int, dilation: int, device: torch.device) -> Tensor:
+    """Positions of the 7 taps of the windows along one axis, (7 * windows,) tap by tap; see `window_taps`."""
+    reach = dilation * (SIDE - 1) + 1
+    taps = torch.arange(SIDE, device=device) * dilation
+    starts = torch.arange((length + reach - 1) // reach, device=device) * reach
+    return mirrored((taps[:, None] + starts).flatten(), length)
 
 
 def run_means(x: Tensor, count: int) -> Tensor:
@@ -79,6 +87,8 @@ class AveragedWindow(nn.Module):
 
     def averaged(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, 49, C / heads)."""
+        if exporting() and known(*x.shape[2:]):
+            return self._by_products(x)
         taps, windows = window_taps((x.shape[2], x.shape[3]), self.dilation, x.device)
         width = x.shape[1] // self.num_heads
         positions = (
@@ -86,6 +96,21 @@ class AveragedWindow(nn.Module):
         )  # (B * heads, N, D)
         runs = positions.index_select(1, taps).flatten(1).unflatten(1, (SIDE * SIDE, windows * width))
         return run_means(runs, width).unflatten(0, (-1, self.num_heads))
+
+    def _by_products(self, x: Tensor) -> Tensor:
+        """`averaged` with taps taken by products with ones and zeros: ncnn gathers nothing."""
+        batch, channels, height, width = x.shape
+        down, across = (axis_taps(n, self.dilation, x.device) for n in (height, width))
+        rows, cols = (_one_hot(taps, n, x) for taps, n in ((down, height), (across, width)))
+        taps = (rows @ x @ cols.t()).reshape(batch, channels * SIDE, down.shape[0] // SIDE, SIDE, -1).transpose(2, 3)
+        taps = taps.reshape(batch, self.num_heads, channels // self.num_heads, SIDE * SIDE, -1)
+        runs = taps.permute(0, 1, 3, 4, 2)  # (B, heads, 49, windows, D)
+        return runs.reshape(*runs.shape[:3], runs.shape[4], runs.shape[3]).mean(4)
+
+
+def _one_hot(positions: Tensor, length: int, like: Tensor) -> Tensor:
+    """(N,) positions of an axis -> (N, length), one where a position is."""
+    return (positions[:, None] == torch.arange(length, device=like.device)).to(like.dtype)
 
 
 @register_notrace_module

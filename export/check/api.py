@@ -20,7 +20,7 @@ from ..swaps import swap as replace_parts
 from . import notes
 from .findings import OUTSIDE, REFUSED, Finding, Verdict, merged
 from .graph import Call, calls, raised_in
-from .rules import doubt, listed, outside, refusal, refused, unlisted
+from .rules import listed, outside, refusal, refused, unlisted
 from .targets import RULES, Rules
 
 _CAPTURE = "torch.export"
@@ -122,7 +122,6 @@ class Graph:
         found = [refused(call, note) for call, note in against if note]
         unknown = [call for call, note in against if not note and not listed(call, rules)]
         found += self._unknown(unknown, rules) if unknown else []
-        found += [f for call, note in against if not note and (f := doubt(call, rules))]
         if fast and (rules.accelerated or rules.outside):
             found += [f for call in (self.parts if rules.accelerated else whole) if (f := outside(call, rules))]
         return found

@@ -72,7 +72,7 @@ NO_COL2IM = Note(
 )
 SORT = Note(
     "the converter writes STABLEHLO_SORT for it, which LiteRT cannot run",
-    "Take the greatest one by one with amax and a mask, or export to another target.",
+    "Take the greatest one by one with amax and a mask, or of topk the indices alone, which LiteRT has.",
     "a file with this operator alone was tried (litert_torch 0.10, ai-edge-litert 2.3)",
 )
 CHOICE = Note(
@@ -86,20 +86,10 @@ PICKED = Note(
     CHOICE.source,
 )
 NO_LAYER = Note("ncnn has no layer for it", "Write it in mean, sum, product and the like.", CHOICE.source)
-WINDOWS_AS_BATCH = Note(
-    "windows are joined with the batch, which ncnn lacks: pnnx takes them apart in some models, and not in others",
-    "Export the model: pnnx leaves Tensor.unflatten of what it cannot convert.",
-    "pnnx 20261020: EfficientViT was converted, InLine-CSWin and L2ViT were not",
-)
-STEPS = Note(
-    "ncnn has no layer for slices with steps",
-    "Use pixel_unshuffle, or a convolution with that stride and kernels of ones and zeros.",
-    CHOICE.source,
-)
 REFUSED_BY_NCNN = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where", "masked_fill", "logical_and", "__and__"), CHOICE),
     **dict.fromkeys(("topk", "sort", "argmax", "gather", "index", "index_select", "scatter"), PICKED),
-    **dict.fromkeys(("var", "std", "cdist", "linalg_inv", "baddbmm", "movedim", "repeat_interleave", "tile"), NO_LAYER),
+    **dict.fromkeys(("var", "std", "cdist", "linalg_inv", "movedim", "repeat_interleave", "tile"), NO_LAYER),
 }
 FALLS_OUT = Note(
     "the accelerated part has nothing for it: it runs in a plain kernel, and cuts that part in two",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
 from . import notes
@@ -28,20 +30,14 @@ def refusal(call: Call, rules: Rules) -> Note | None:
         return None
     if call.data_dependent and not rules.data_dependent:
         return notes.DATA_DEPENDENT
-    if rules.drops_batch and call.name == "slice" and call.argument(4, "step", 1) != 1:
-        return notes.STEPS
+    if rules.ranks and call.name == "topk" and _only_indices(call):
+        return None
     return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
 
 
 def listed(call: Call, rules: Rules) -> bool:
     """Whether the target is known to take the operator, as far as its name tells."""
     return (call.constant and rules.folds) or rules.takes(call.name)
-
-
-def doubt(call: Call, rules: Rules) -> Finding | None:
-    """That a target takes a call in some models, and not in others."""
-    apart = call.name == "unflatten" and call.argument(1, "dim") != 0 and call.inputs[0].shape[0] != 1
-    return _finding(call, UNTRIED, notes.WINDOWS_AS_BATCH) if rules.drops_batch and apart else None
 
 
 def refused(call: Call, note: Note) -> Finding:
@@ -78,6 +74,11 @@ def _in_shape(call: Call) -> bool:
     if call.name == "mean":
         return rank == 4 and sorted(d % rank for d in call.argument(1, "dim", ())) == [2, 3] and call.rank == 4
     return True
+
+
+def _only_indices(call: Call) -> bool:
+    """Whether of values and their indices only the latter are used."""
+    return all(user.args[1] == 1 or not user.users for user in call.node.users if user.target is operator.getitem)
 
 
 def _training(call: Call) -> Note | None:

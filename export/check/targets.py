@@ -34,6 +34,7 @@ class Rules:
         data_dependent: whether it takes shapes that follow from values.
         refused: operators that it is known not to take, though the table or their parts may say so.
         folds: whether what does not depend on the input is computed before it is converted.
+        ranks: whether topk is taken where its indices alone are used, though it is refused where its values are.
         accelerated: name of the table with the operators of core ATen that its accelerated part takes.
         falls_out: what is told of the others.
         outside: operators that run outside of the accelerated part, where there is no such table.
@@ -54,6 +55,7 @@ class Rules:
     data_dependent: bool = False
     refused: Mapping[str, Note] = field(default_factory=dict)
     folds: bool = False
+    ranks: bool = False
     accelerated: str = ""
     falls_out: Note = notes.FALLS_OUT
     outside: Mapping[str, Note] = field(default_factory=dict)
@@ -105,6 +107,7 @@ _ALL = (
         rank_source="tensorflow/lite/kernels: no kernel computes with more; tried with litert_torch 0.10",
         moves_any_rank=True,
         no_double=True,
+        ranks=True,
         refused={"topk": notes.SORT, "sort": notes.SORT, "unfold": notes.UNFOLD, **_TRANSFORMS},
         folds=True,
         outside=notes.OUTSIDE_OF_LITERTS_XNNPACK,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
@@ -20,6 +21,7 @@ from ..errors import ExportError
 from ..options import check_options
 from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
+from ..rewriting import Rewriting
 from .litert_facts import DELEGATE, delegated
 
 
@@ -89,11 +91,36 @@ class LiteRtTarget(Target):
         )
 
 
+def _split(x: Tensor, split_size: int | list[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """Without what takes no parts from a tensor: of that litert_torch makes a list of operands, and fails."""
+    whole = x.shape[dim] <= split_size if isinstance(split_size, int) else len(split_size) == 1
+    return (x,) if whole else torch.split(x, split_size, dim)
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    return (x,) if chunks == 1 else torch.chunk(x, chunks, dim)
+
+
+def _eye(n: int, m: int | None = None, **kind: Any) -> Tensor:
+    """By comparison: litert_torch leaves STABLEHLO_IOTA of torch.eye, which LiteRT does not have."""
+    rows, columns = (torch.arange(side, device=kind.get("device")) for side in (n, n if m is None else m))
+    return (rows[:, None] == columns).to(kind.get("dtype") or torch.get_default_dtype())
+
+
+_PARTS: dict[Any, Any] = {
+    torch.split: _split,
+    Tensor.split: _split,
+    torch.chunk: _chunk,
+    Tensor.chunk: _chunk,
+    torch.eye: _eye,
+}
+
+
 def _converted(capture: Capture, path: Path) -> bytes:
     """The model in float32; ``path`` is written on the way."""
     litert_torch = require("litert_torch", extra="litert")
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), Rewriting(_PARTS):
             litert_torch.convert(capture.module, (capture.example,)).export(str(path))
     except Exception as error:  # the converter raises many kinds
         raise ExportError(f"litert_torch cannot convert the model: {first_cause(error)}") from error

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
 from ..options import check_options
 from ..protocol import FileFacts, Runner, Target, TensorInfo
+from ..rewriting import Rewriting
+from .ncnn_parts import PARTS
 
 _NO_EIGHT_BITS = (
     "ncnn's quantiser, the programs ncnn2table and ncnn2int8, is not in its Python packages: build them from ncnn's "
@@ -130,66 +130,9 @@ class NcnnTarget(Target):
 # writing
 
 
-class _Plain(TorchFunctionMode):
-    """Writes in several functions what pnnx does not know as one."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return _PARTS.get(func, func)(*args, **(kwargs or {}))
-
-
-def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
-    return x + (a * b if value == 1 else a * b * value)
-
-
-def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """With a constant for the one of weight and bias that is absent: pnnx converts both or neither."""
-    if (weight is None) != (bias is None):
-        weight = _constant(1, shape) if weight is None else weight
-        bias = _constant(0, shape) if bias is None else bias
-    return F.layer_norm(x, shape, weight, bias, eps)
-
-
-def _group_norm(
-    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """As `_layer_norm`."""
-    if (weight is None) != (bias is None):
-        weight = _constant(1, x.shape[1:2]) if weight is None else weight
-        bias = _constant(0, x.shape[1:2]) if bias is None else bias
-    return F.group_norm(x, groups, weight, bias, eps)
-
-
-def _clamp_min(x: Tensor, min: float) -> Tensor:
-    return x.clamp(min=min)
-
-
-def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    return x[(slice(None),) * (dim % x.ndim) + (slice(start, start + length),)]
-
-
-def _constant(value: float, shape: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
-
-
-_PARTS: dict[Any, Any] = {
-    torch.addcmul: _addcmul,
-    Tensor.addcmul: _addcmul,
-    torch.clamp_min: _clamp_min,
-    Tensor.clamp_min: _clamp_min,
-    torch.narrow: _narrow,
-    Tensor.narrow: _narrow,
-    F.layer_norm: _layer_norm,
-    F.group_norm: _group_norm,
-}
-
-
 def _trace(module: nn.Module, image: Tensor, path: Path) -> None:
     try:
-        with quiet(), torch.no_grad(), _Plain():
+        with quiet(), torch.no_grad(), Rewriting(PARTS):
             torch.jit.trace(module, image, check_trace=False, strict=False).save(str(path))
     except Exception as error:  # whatever tracing raises
         raise ExportError(f"torch.jit.trace cannot capture the model: {first_cause(error)}") from error

@@ -1,0 +1,157 @@
+"""What the target for ncnn writes instead of functions that pnnx does not know, or that it or ncnn gets wrong.
+
+All of it with numbers for sizes: tracing would make tensors of them, and a file for ncnn has fixed ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TINY = 1e-37  # of float32's normal numbers
+
+
+def _sides(x: Tensor) -> torch.Size:
+    """The shape in numbers: tracing makes tensors of them, and every size is known here."""
+    return torch.Size(int(side) for side in x.shape)
+
+
+def _size(x: Tensor, dim: int | None = None) -> torch.Size | int:
+    return _sides(x) if dim is None else _sides(x)[dim]
+
+
+def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    shape = _sides(x)
+    known = math.prod(side for side in sizes if side != -1)
+    parts = (shape[dim] // known if side == -1 else side for side in sizes)
+    return x.reshape(*shape[: dim % x.ndim], *parts, *shape[dim % x.ndim + 1 :])
+
+
+def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = torch.bmm(a, b)
+    product = product if alpha == 1 else product * alpha
+    if beta == 0:
+        return product
+    return (x if beta == 1 else x * beta) + product
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a * b if value == 1 else a * b * value)
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """With a constant for the one of weight and bias that is absent: pnnx converts both or neither."""
+    if (weight is None) != (bias is None):
+        weight = _constant(1, shape) if weight is None else weight
+        bias = _constant(0, shape) if bias is None else bias
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """As `_layer_norm`."""
+    if (weight is None) != (bias is None):
+        weight = _constant(1, x.shape[1:2]) if weight is None else weight
+        bias = _constant(0, x.shape[1:2]) if bias is None else bias
+    return F.group_norm(x, groups, weight, bias, eps)
+
+
+def _normalize(x: Tensor, p: float = 2, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    """Without ncnn's layer of that name, which pnnx also writes for an axis that is not the channels'."""
+    if p != 2:
+        return F.normalize(x, p, dim, eps)
+    return x / (x * x).sum(dim, keepdim=True).sqrt().clamp(min=eps)
+
+
+def _pow(x: Tensor, exponent: Any) -> Tensor:
+    """By products for small whole numbers: ncnn's power is NaN for what is not positive."""
+    if isinstance(exponent, int) and 1 <= exponent <= 4:
+        return x if exponent == 1 else math.prod([x] * (exponent - 1), start=x)
+    return x.clamp(min=_TINY) ** exponent
+
+
+def _clamp_min(x: Tensor, min: float) -> Tensor:
+    return x.clamp(min=min)
+
+
+def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return x[(slice(None),) * (dim % x.ndim) + (slice(start, start + length),)]
+
+
+def _getitem(x: Tensor, index: Any) -> Tensor:
+    """Slices with steps as rows of blocks: ncnn's have none."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if all(isinstance(part, slice) or part is Ellipsis for part in parts):
+        return _stepped(x, _spread(parts, x.ndim))
+    return x[index]
+
+
+def _spread(parts: tuple[Any, ...], rank: int) -> list[slice]:
+    """A slice for every axis."""
+    at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+    behind = parts[at + 1 :]
+    return [*parts[:at], *[slice(None)] * (rank - at - len(behind)), *behind]
+
+
+def _stepped(x: Tensor, parts: Sequence[slice]) -> Tensor:
+    ranges = [range(side)[part] for side, part in zip(_sides(x), parts, strict=True)]
+    x = x[tuple(slice(r.start, r.stop) if r.step == 1 else slice(None) for r in ranges)]
+    for axis, wanted in enumerate(ranges):
+        x = x if wanted.step == 1 else _every(x, axis, wanted)
+    return x
+
+
+def _every(x: Tensor, axis: int, wanted: range) -> Tensor:
+    """The positions ``wanted`` of an axis: the axis behind it holds blocks of as many rows as the step has."""
+    step, first = wanted.step, wanted.start % wanted.step
+    begin, shape = wanted.start - first, [*_sides(x)]
+    lack = begin + len(wanted) * step - shape[axis]
+    x = _narrow(F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, lack)) if lack > 0 else x, axis, begin, len(wanted) * step)
+    behind = math.prod(shape[axis + 1 :])
+    blocks = x.reshape(*shape[:axis], len(wanted), step * behind)
+    chosen = _narrow(blocks, axis + 1, first * behind, behind)
+    return chosen.reshape(*shape[:axis], len(wanted), *shape[axis + 1 :])
+
+
+def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    axis, shape = dim % x.ndim, _sides(x)
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    return tuple(_narrow(x, axis, i, 1).reshape(rest) for i in range(shape[axis]))
+
+
+def _constant(value: float, shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.full(tuple(shape), value, np.float32))  # by numpy: what torch fills is traced
+
+
+PARTS: dict[Any, Any] = {
+    Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
+    Tensor.size: _size,
+    Tensor.__getitem__: _getitem,
+    torch.unbind: _unbind,
+    Tensor.unbind: _unbind,
+    torch.unflatten: _unflatten,
+    Tensor.unflatten: _unflatten,
+    torch.baddbmm: _baddbmm,
+    Tensor.baddbmm: _baddbmm,
+    torch.pow: _pow,
+    Tensor.pow: _pow,
+    Tensor.__pow__: _pow,
+    torch.addcmul: _addcmul,
+    Tensor.addcmul: _addcmul,
+    torch.clamp_min: _clamp_min,
+    Tensor.clamp_min: _clamp_min,
+    torch.narrow: _narrow,
+    Tensor.narrow: _narrow,
+    F.normalize: _normalize,
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+}

@@ -1,0 +1,61 @@
+"""Every mixer as a file for ncnn, and some for LiteRT, between two convolutions as in a model: run and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mixzoo.blocks.deploy import fold
+from mixzoo.blocks.mixers import MIXERS
+from mixzoo.export import get_target
+from mixzoo.export.capture import Capture
+from mixzoo.export.errors import ExportError
+from mixzoo.zoo.fill import fill_
+from support import TOLERANCE, image, rel_err
+from torch import Tensor, nn
+
+GRID = (14, 15)
+# mixers that ncnn refuses: why, as the refusal says it
+NOT_IN_NCNN = {
+    "bilevel_routing": "topk",  # regions chosen by data are gathered; ncnn has neither layer
+}
+IN_LITERT = ("cascaded_group", "factorised", "neighborhood", "soft")  # what was rewritten for it
+
+
+def exported(mixer: str, target: str, folder: Path) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """The module, an image, and what the file makes of it and of another one."""
+    layers = (nn.Conv2d(8, 48, 1), MIXERS[mixer](48, GRID), nn.Conv2d(48, 8, 1))
+    module = fold(fill_(nn.Sequential(*layers)).eval()).requires_grad_(False)
+    x, runtime = image((1, 8, *GRID)).float(), get_target(target)
+    path = folder / f"mixer{runtime.suffix}"
+    runtime.export(Capture(module, x, ()), path, {})
+    run = runtime.load(path, threads=1)
+    return module, x, *(torch.from_numpy(run(t.numpy())) for t in (x, x.flip(1)))
+
+
+def compare(module: nn.Module, x: Tensor, y: Tensor, other: Tensor) -> None:
+    with torch.no_grad():
+        expected = module(x)
+    assert rel_err(y, expected) < 10 * TOLERANCE[torch.float32]
+    assert rel_err(other, expected) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_in_ncnn(mixer: str, tmp_path: Path) -> None:
+    """An exception that is needed no more fails."""
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    if mixer in NOT_IN_NCNN:
+        with pytest.raises(ExportError, match=NOT_IN_NCNN[mixer]):
+            exported(mixer, "ncnn", tmp_path)
+    else:
+        compare(*exported(mixer, "ncnn", tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", IN_LITERT)
+def test_mixers_in_litert(mixer: str, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    compare(*exported(mixer, "litert", tmp_path))
