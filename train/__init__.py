@@ -12,7 +12,8 @@ require("pydantic", extra="train")
 
 from .checkpoint import Trained, load_run  # noqa: E402
 from .engine import DivergedError, TrainResult, train  # noqa: E402
-from .recipe import Recipe, RecipeError, list_recipes, load_recipe  # noqa: E402
+from .recipe import RecipeError, list_recipes, load_recipe  # noqa: E402
+from .schema import Recipe  # noqa: E402
 
 __all__ = [
     "DivergedError",

@@ -21,7 +21,8 @@ from ..zoo.errors import CheckpointError
 from ..zoo.files import atomic_dir
 from ..zoo.registry import create_model
 from .data import Data
-from .recipe import Recipe, parse_recipe
+from .recipe import parse_recipe
+from .schema import Recipe
 
 WEIGHTS, RECORD, LOG = "model.safetensors", "train.json", "log.csv"
 _PACKAGES = ("mixzoo", "torch", "timm", "numpy", "scikit-learn")  # what decides a run's numbers

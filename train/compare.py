@@ -31,7 +31,8 @@ from ..zoo.tables import new_table, number
 from ..zoo.timing import measure, torch_threads
 from .checkpoint import RECORD, Trained, load_run
 from .engine import train
-from .recipe import Recipe, load_recipe, override
+from .recipe import load_recipe, override
+from .schema import Recipe
 
 RECIPE = "mixers_digits"
 LINES, PICTURE = "compare.jsonl", "compare.png"

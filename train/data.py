@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..zoo.extras import require
-from .recipe import AugmentRecipe, DataRecipe, RecipeError
+from .recipe import RecipeError
+from .schema import AugmentRecipe, DataRecipe
 
 TEST_SHARE = 0.25
 SPLIT_SEED = 0  # the split is part of the data set here: it never follows a recipe's seed

@@ -27,7 +27,8 @@ from ..zoo.timing import torch_threads
 from .checkpoint import LOG, Epoch, EpochLog, build_model, save_run
 from .data import Data, Split, augment, batches, load_data, normalise
 from .progress import TrainProgress
-from .recipe import Recipe, RecipeError, load_recipe, override
+from .recipe import RecipeError, load_recipe, override
+from .schema import Recipe
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
