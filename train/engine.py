@@ -21,7 +21,7 @@ from ..zoo.errors import MixzooError
 from ..zoo.timing import torch_threads
 from .checkpoint import Trained, load_run
 from .images import Data
-from .logs import Epoch
+from .logs import Epoch, storing
 from .loop import Loop
 from .models import RECORD, WEIGHTS
 from .processes import Processes
@@ -117,9 +117,10 @@ def _prepare(out: Path, recipe: Recipe, resume: bool, console: Console, processe
         raise RecipeError(f"{out} holds a run that is not finished: go on with --resume, or give another --out.")
     processes.wait()
     if processes.main:
-        discard(out)
-        for name in (RECORD, WEIGHTS):
-            (out / name).unlink(missing_ok=True)
+        with storing("A run", out):
+            discard(out)
+            for name in (RECORD, WEIGHTS):
+                (out / name).unlink(missing_ok=True)
     return None
 
 
@@ -149,6 +150,6 @@ def _watched(out: Path) -> Iterator[None]:
         if isinstance(error, MixzooError) or not _LOST.search(str(error)):
             raise
         saved = saved_steps(out)
-        remedy = f"{saved[0]} is saved: go on with --resume" if saved else "nothing was saved: start again"
+        remedy = f"{saved[0]} is saved: go on with --resume" if saved else "Nothing was saved: start again"
         reason = str(error).strip().splitlines()[0]
         raise LostError(f"A process of this run has ended ({reason}). {remedy}.") from error
