@@ -250,7 +250,8 @@ DEIT = (
     "augment.cutmix=1.0",
     "augment.random_erasing=0.25",
     "compute.memory_format=contiguous",
-    "saving={every_epochs: 1, every_steps: 3, tensorboard: false}",
+    "saving.every_epochs=1",
+    "saving.every_steps=3",
 )
 
 

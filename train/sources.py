@@ -6,6 +6,7 @@ have the same classes are errors.
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..zoo.errors import MixzooError
-from ..zoo.extras import require
+from ..zoo.errors import MissingExtraError, MixzooError
+from ..zoo.extras import available
 from .idx import find_idx, read_idx
 from .images import ArrayImages, Data, DatasetImages, Images, ReaderImages
 from .pixels import Split, digits
@@ -174,12 +175,19 @@ def _torch(recipe: DataRecipe, split: str, name: str = "") -> Part:
 
 
 def _hub(recipe: DataRecipe, split: str) -> Part:
-    require("datasets", extra="hub")
+    _package("datasets", "datasets", recipe)
     from timm.data.readers import create_reader
 
     reader = create_reader(recipe.source, recipe.root, split)
     names = [name for name, _ in sorted(reader.class_to_idx.items(), key=lambda item: item[1])]
     return ReaderImages(reader, list(reader.dataset[reader.label_key])), names or None
+
+
+def _package(module: str, names: str, recipe: DataRecipe) -> Any:
+    """Import what a source needs and no extra brings, since it is large and serves this source alone."""
+    if not available(module):
+        raise MissingExtraError(f"{recipe.source!r} needs a package that is not installed: pip install {names}")
+    return importlib.import_module(module)
 
 
 def _shards(recipe: DataRecipe, split: str) -> Part:
@@ -189,7 +197,7 @@ def _shards(recipe: DataRecipe, split: str) -> Part:
 
 
 def _tensorflow(recipe: DataRecipe, split: str) -> Part:
-    tfds: Any = require("tensorflow_datasets", extra="tfds")
+    tfds = _package("tensorflow_datasets", "tensorflow-datasets array-record", recipe)
     name = recipe.source.partition("/")[2]
     source = tfds.data_source(name, split=split, data_dir=recipe.root, download=True)
     return DatasetImages(_Examples(source)), tuple(
