@@ -6,6 +6,7 @@ import gzip
 import struct
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from mixzoo.train.data import (
 )
 from mixzoo.train.images import ArrayImages, Images
 from mixzoo.train.pixels import as_pixels, digits, normalise
-from mixzoo.train.randomness import borrowed_generators
+from mixzoo.train.randomness import borrowed_generators, seed_all
 from mixzoo.train.schema import AugmentRecipe, DataRecipe
 from mixzoo.train.sources import DataError, load_data
+from mixzoo.zoo.errors import MissingExtraError
 from PIL import Image
 
 GREY: dict[str, Any] = {"source": "digits", "size": 32, "mean": (0.5,), "std": (0.5,)}
@@ -292,3 +294,42 @@ def test_a_truncated_file_counts_as_unreadable(folders: Path) -> None:
     recipe = colour(root=str(folders), corrupt_share=0.5)
     batch = Examples(load_data(recipe).train, eval_transform(recipe), recipe, 0).__getitems__([(0, 1, 0), (1, 1, 1)])
     assert list(batch.unreadable) == [0] and torch.equal(batch.images[0], batch.images[1])
+
+
+def test_a_data_set_of_hugging_face_tells_its_classes(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("datasets")
+    (folders / "val").rename(folders / "validation")
+    cache = tmp_path_factory.mktemp("cache")
+    data = load_data(colour(source=f"hfds/{folders}", root=str(cache)))
+    assert data.classes == ("cat", "dog") and data.train.labels == [0] * 4 + [1] * 4
+    assert data.train.read(5)[0].size == (30, 24) and data.train.name(5).endswith("dog/1.png")
+
+
+@pytest.mark.parametrize("source", ["hfds/mnist", "tfds/mnist"])
+def test_a_source_without_its_package_names_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixzoo.train.sources.available", lambda module: False)
+    with pytest.raises(MissingExtraError, match=f"'{source}' needs a package that is not installed: pip install"):
+        load_data(colour(source=source))
+
+
+def test_random_access_sources_of_tensorflow_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package: its own reader is not run here."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 1), dtype=np.uint8)
+    examples = [{"image": image, "label": np.int64(index % 2)} for index, image in enumerate(pixels)]
+    names = SimpleNamespace(features={"label": SimpleNamespace(names=["no", "yes"])})
+    package = SimpleNamespace(
+        data_source=lambda name, split, data_dir, download: examples,
+        builder=lambda name, data_dir: SimpleNamespace(info=names),
+    )
+    monkeypatch.setattr("mixzoo.train.sources._package", lambda *args: package)
+    data = load_data(DataRecipe(**{**GREY, "source": "tfds/some"}))
+    image, label = data.train.read(3)
+    assert data.classes == ("no", "yes") and label == 1 and np.array_equal(np.asarray(image), pixels[3, :, :, 0])
+
+
+def test_generators_are_set_without_a_call_left_behind_for_devices_that_are_not_in_use() -> None:
+    queued = len(torch.cuda._queued_calls)  # type: ignore[attr-defined]
+    with borrowed_generators():
+        for number in range(10):
+            seed_all(number)
+    assert torch.cuda.is_initialized() or len(torch.cuda._queued_calls) == queued  # type: ignore[attr-defined]

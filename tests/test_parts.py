@@ -18,6 +18,7 @@ from mixzoo.train.plan import make_plan, show_plan
 from mixzoo.train.processes import Processes
 from mixzoo.train.randomness import borrowed_generators
 from mixzoo.zoo.errors import MixzooError, UnknownModelError
+from mixzoo.zoo.fill import fill_
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -170,6 +171,26 @@ def test_a_second_head_imitates_the_teacher() -> None:
     assert torch.allclose(loss, nn.functional.cross_entropy(student.outputs[1], said.argmax(1)))
 
 
+def test_several_sizes_are_averaged_and_their_features_agree() -> None:
+    settings = ["resolutions.sizes=[32, 64]", "resolutions.consistency=0.5", "regularisation.label_smoothing=0"]
+    recipe = load_recipe("shvit_digits", [*settings, *DEIT[:2], "compute.memory_format=contiguous"])
+    model = fill_(build_model(recipe, 10)).eval()
+    images, labels = torch.rand(4, 1, 64, 64), torch.arange(4)
+    loss = Objective(recipe, 10, model=model)(model, images, labels, 1, 1)
+    small = nn.functional.interpolate(images, (32, 32), mode="bicubic", antialias=True)
+    features: Any = [model.forward_head(model.forward_features(x), pre_logits=True) for x in (images, small)]  # type: ignore[operator]
+    larger = nn.functional.layer_norm(features[0], features[0].shape[-1:]).detach()
+    losses = sum(nn.functional.cross_entropy(model(x), labels) for x in (images, small))
+    assert torch.allclose(loss, (losses + 0.5 * nn.functional.smooth_l1_loss(features[1], larger)) / 2, rtol=1e-5)
+    with pytest.raises(RecipeError, match=r"the largest of resolutions\.sizes must be data\.size"):
+        load_recipe("shvit_digits", ["resolutions.sizes=[96, 64]"])
+
+
+def test_a_model_learns_at_several_sizes(tmp_path: Path) -> None:
+    result = train("shvit_digits", [*DEIT, "resolutions.sizes=[48, 32]", "data.size=48"], tmp_path, quiet())
+    assert result.epochs[1].loss < result.epochs[0].loss
+
+
 def test_what_is_first_not_finite_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 4))
     precision: Any = torch.autocast("cpu", enabled=False)
@@ -268,6 +289,17 @@ def test_lower_precision_trains_and_half_precision_is_refused_on_a_processor(tmp
     if not torch.cuda.is_available():
         with pytest.raises(RecipeError, match=r"'compute\.precision' is 'fp16'"):
             Processes(load_recipe("shvit_digits", ["compute.precision=fp16"]).compute)
+
+
+def test_norms_are_joined_only_where_there_are_several_processes_with_gpus() -> None:
+    processes = Processes(load_recipe("shvit_digits").compute)
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    assert processes.joined_norms(model) is model
+    processes.count, processes.device = 2, torch.device("cuda")
+    assert isinstance(processes.joined_norms(model)[0], nn.SyncBatchNorm)  # type: ignore[index]
+    processes.device = torch.device("cpu")
+    with pytest.raises(RecipeError, match=r"'compute\.sync_bn' needs GPUs"):
+        processes.joined_norms(model)
 
 
 # plans

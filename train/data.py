@@ -22,7 +22,7 @@ from torchvision.transforms import InterpolationMode
 
 from ..zoo.errors import MixzooError
 from .images import UNREADABLE, Images
-from .randomness import AUGMENT, ERASE, ORDER, key, seed_all, seed_cpu
+from .randomness import AUGMENT, ERASE, ORDER, key, seed_cpu, seed_erasing
 from .schema import AugmentRecipe, DataRecipe
 
 Place = tuple[int, int, int]  # (number of the image, epoch, number in the epoch)
@@ -279,6 +279,6 @@ class Finish:
         images = images.to(torch.float32, memory_format=self.format).sub_(self.mean).div_(self.std)
         if self.erasing is not None:
             for image, (_, epoch, number) in zip(images, batch.places, strict=True):
-                seed_all(self.seed, ERASE, epoch, number)
+                seed_erasing(self.seed, ERASE, epoch, number)
                 self.erasing(image)
         return images, batch.labels.to(self.device, non_blocking=True)

@@ -117,13 +117,15 @@ class Loop:
         torch.manual_seed(recipe.seed)
         model = build_model(recipe, classes, start=self.snapshot is None)
         teacher = build_teacher(recipe.distillation, recipe, classes) if recipe.distillation.teacher else None
+        model = at.joined_norms(model) if recipe.compute.sync_bn else model
         prepare_model(model, recipe, at.device)
         self.ema = ModelEmaV3(model, recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
         self.model = model
         optimizer = make_optimizer(model, recipe)
         self.scheduler = make_scheduler(optimizer, recipe, self.steps)
         self.called, self.optimizer = at.prepare(model, optimizer)
-        self.objective = Objective(recipe, classes, teacher.to(at.device) if teacher is not None else None)
+        teacher = teacher.to(at.device) if teacher is not None else None
+        self.objective = Objective(recipe, classes, teacher, model)
 
     def _restore(self, snapshot: Snapshot) -> None:
         facts = snapshot.facts
@@ -264,13 +266,13 @@ class Loop:
         self.progress.epoch(epoch.number, epoch.loss, epoch.accuracy, epoch.images_per_s, left)
         if self.processes.main:
             self.logs.epoch(epoch, at.step)
-        unreadable = {k: v for found in self.processes.gather(self._unreadable()) for k, v in found.items()}
+        unreadable = self.examples.unreadable
+        for found in self.processes.gather(dict(unreadable)):
+            unreadable.update(found)
         check_unreadable(unreadable, self.examples.allowed, len(self.examples))
         if unreadable and epoch.number == total:
-            self.console.print(f"{len(unreadable)} images could not be read: {'; '.join(unreadable.values())}")
-
-    def _unreadable(self) -> dict[int, str]:
-        return self.examples.unreadable
+            text = f"{len(unreadable)} images could not be read and were replaced: {'; '.join(unreadable.values())}"
+            self.console.print(text, markup=False)
 
     def _save_step(self) -> None:
         every = self.recipe.saving.every_steps
@@ -298,7 +300,7 @@ class Loop:
                 "seconds": at.seconds,
                 "score": score,
                 "epochs": [asdict(e) for e in at.epochs],
-                "unreadable": self._unreadable(),
+                "unreadable": self.examples.unreadable,
                 "processes": self.processes.count,
                 "recipe": self.recipe.model_dump(mode="json"),
             }
@@ -318,7 +320,7 @@ class Loop:
                 "test_accuracy": at.epochs[-1].accuracy,
                 "seconds": at.seconds,
                 "epochs": [asdict(e) for e in at.epochs],
-                "unreadable": list(self._unreadable().values()),
+                "unreadable": list(self.examples.unreadable.values()),
                 "threads": torch.get_num_threads(),
                 "processes": self.processes.count,
                 "device": str(self.processes.device),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .randomness import MIX, seed_cpu
 from .recipe import RecipeError
+from .resolutions import Resolutions
 from .schema import DistillationRecipe, Recipe
 
 
@@ -97,9 +98,12 @@ class Objective:
         recipe: of the run.
         num_classes: of the data.
         teacher: a model in eval mode, or None.
+        model: that is trained, not wrapped; needed where the recipe names resolutions.
     """
 
-    def __init__(self, recipe: Recipe, num_classes: int, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, num_classes: int, teacher: nn.Module | None = None, model: nn.Module | None = None
+    ) -> None:
         augment, smoothing = recipe.augment, recipe.regularisation.label_smoothing
         self.recipe, self.mixup = recipe, None
         if augment.mixup or augment.cutmix:
@@ -111,12 +115,20 @@ class Objective:
                 label_smoothing=smoothing,
                 num_classes=num_classes,
             )
-        self.loss = _loss(recipe.regularisation.bce, smoothing, mixed=self.mixup is not None)
+        self.loss = _criterion(recipe.regularisation.bce, smoothing, mixed=self.mixup is not None)
         self.distillation = Distillation(recipe, teacher) if teacher is not None else None
+        self.resolutions = None
+        if model is not None and recipe.resolutions.sizes:
+            self.resolutions = Resolutions(recipe.resolutions, model)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
         """The mean loss of images (B, C, H, W), which are changed, with labels (B,) in step ``step`` of the run."""
         images, target = self.mixed(images, labels, epoch, step)
+        if self.resolutions is None:
+            return self._loss_of(model, images, target)
+        return self.resolutions(lambda resized: self._loss_of(model, resized, target), images)
+
+    def _loss_of(self, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         outputs = model(images)
         if self.distillation is None:
             return self.loss(outputs, target)
@@ -133,7 +145,7 @@ class Objective:
         return self.mixup(images, labels)
 
 
-def _loss(bce: bool, smoothing: float, mixed: bool) -> nn.Module:
+def _criterion(bce: bool, smoothing: float, mixed: bool) -> nn.Module:
     if bce:
         return BinaryCrossEntropy(smoothing=0.0 if mixed else smoothing)
     return SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(smoothing)

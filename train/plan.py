@@ -139,7 +139,8 @@ class _Step:
         self.recipe, self.model, self.classes, self.processes = recipe, model, classes, processes
         teacher = build_teacher(recipe.distillation, recipe, classes) if recipe.distillation.teacher else None
         self.optimizer = make_optimizer(model, recipe)
-        self.objective = Objective(recipe, classes, teacher.to(processes.device) if teacher is not None else None)
+        teacher = teacher.to(processes.device) if teacher is not None else None
+        self.objective = Objective(recipe, classes, teacher, model)
         set_training_mode(model, recipe)
 
     def __call__(self, count: int) -> None:

@@ -43,6 +43,20 @@ class Processes:
         """The model as it is called in training, and the optimizer that scales gradients where it must."""
         return self.accelerator.prepare(model, optimizer)
 
+    def joined_norms(self, model: nn.Module) -> nn.Module:
+        """The model with batch norms that see the batch of all processes, where there are several.
+
+        Raises:
+            RecipeError: torch has no such norms for this device.
+        """
+        if self.count == 1:
+            return model
+        if self.device.type != "cuda":
+            raise RecipeError("'compute.sync_bn' needs GPUs where there are several processes: leave it out.")
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 

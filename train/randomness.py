@@ -25,11 +25,9 @@ def key(*counters: int) -> int:
 
 
 def seed_all(*counters: int) -> None:
-    """Set the generators of Python, numpy and torch, on all devices, to the key of ``counters``."""
-    number = key(*counters)
-    random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)
-    torch.manual_seed(number)
+    """Set the generators of Python, numpy and torch, on all devices in use, to the key of ``counters``."""
+    seed_cpu(*counters)
+    _seed_accelerators(key(*counters))
 
 
 def seed_cpu(*counters: int) -> None:
@@ -40,12 +38,28 @@ def seed_cpu(*counters: int) -> None:
     torch.default_generator.manual_seed(number)
 
 
+def seed_erasing(*counters: int) -> None:
+    """The same for what timm's random erasing draws from."""
+    number = key(*counters)
+    random.seed(number)
+    torch.default_generator.manual_seed(number)
+    _seed_accelerators(number)
+
+
+def _seed_accelerators(number: int) -> None:
+    """Devices that are in use: `torch.manual_seed` remembers a call and its whole stack for each that is not."""
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
+
+
 @contextmanager
 def borrowed_generators() -> Iterator[None]:
     """Give the generators of Python, numpy and torch back afterwards as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
             yield
     finally:
         random.setstate(python)

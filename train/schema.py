@@ -209,6 +209,13 @@ class DistillationRecipe(Section):
         return self
 
 
+class ResolutionsRecipe(Section):
+    """Several sizes in each step (ResFormer)."""
+
+    sizes: tuple[int, ...] = Field(default=(), description="at which each step is made; data.size alone if empty")
+    consistency: float = Field(default=1.0, ge=0, description="how much the agreement of their features counts")
+
+
 class TuningRecipe(Section):
     """How much of the model is trained."""
 
@@ -248,10 +255,17 @@ class Recipe(Section):
     regularisation: RegularisationRecipe = RegularisationRecipe()
     ema: EmaRecipe = EmaRecipe()
     distillation: DistillationRecipe = DistillationRecipe()
+    resolutions: ResolutionsRecipe = ResolutionsRecipe()
     tuning: TuningRecipe = TuningRecipe()
     compute: ComputeRecipe = ComputeRecipe()
     saving: SavingRecipe = SavingRecipe()
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _largest_is_loaded(self) -> Recipe:
+        if self.resolutions.sizes and max(self.resolutions.sizes) != self.data.size:
+            raise ValueError(f"the largest of resolutions.sizes must be data.size ({self.data.size})")
+        return self
 
 
 def valid_keys() -> list[str]:
