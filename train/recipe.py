@@ -1,146 +1,42 @@
-"""Recipes: everything a training run depends on, typed, read from one YAML file.
+"""Recipes: everything a training run depends on, typed (`mixzoo.train.schema`), read from one YAML file.
 
 A recipe is frozen: what is written to ``train.json`` is what ran. An unknown key is an error that names the nearest
 valid one, a wrong value is an error that names the key. Single values are changed with dotted overrides, such as
 ``optim.lr=1e-3``.
+
+A file may hold ``variants`` beside the sections: globs of model names, each with the dotted keys that differ for those
+models. All that match the model are applied in their order, then the overrides. A model's name in place of a recipe's
+finds the recipe that lists it:
+
+    variants:
+      van_b[012]: {}
+      van_b3: {regularisation.drop_path: 0.2}
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from .. import configs
 from ..zoo.errors import MixzooError, UnknownNameError
+from .nearest import nearest_key
+from .schema import Recipe, keys_of, valid_keys
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+VARIANTS = "variants"
+
 
 class RecipeError(MixzooError, ValueError):
     """A recipe that cannot be read, or holds an unknown key or a wrong value."""
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelRecipe(Section):
-    """The backbone, by its name in the zoo; classes and input channels come from the data."""
-
-    name: str
-    kwargs: dict[str, Any] = Field(default={}, description="passed to mixzoo.create_model as they are")
-
-
-class DataRecipe(Section):
-    """Which images, at what size, in which batches."""
-
-    source: Literal["digits"]
-    size: int = Field(ge=32, description="pixels per side that images are scaled to")
-    batch: int = Field(default=64, ge=2, description="images per step; an incomplete last batch is left out")
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    mean: tuple[float, ...] = Field(description="per channel, of pixels in [0, 1]")
-    std: tuple[float, ...] = Field(description="per channel, of pixels in [0, 1]")
-
-    @model_validator(mode="after")
-    def _statistics_agree(self) -> DataRecipe:
-        if len(self.mean) != len(self.std) or min(self.std, default=0.0) <= 0:
-            raise ValueError("mean and std need one value per channel, and std must be positive")
-        return self
-
-
-class AugmentRecipe(Section):
-    """Random affine changes, drawn for each training image; 0 switches one off."""
-
-    rotate: float = Field(default=0.0, ge=0, le=180, description="greatest angle, degrees")
-    shift: float = Field(default=0.0, ge=0, lt=1, description="greatest shift, share of the side")
-    scale: float = Field(default=0.0, ge=0, lt=1, description="greatest change of size, share")
-
-
-class OptimRecipe(Section):
-    """timm's optimizer by name; norms and biases are not decayed."""
-
-    optimizer: str = "adamw"
-    lr: float = Field(gt=0, description="at the peak, for the recipe's own batch")
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_grad: float | None = Field(default=None, gt=0)
-    clip_mode: Literal["norm", "value", "agc"] = "norm"
-    kwargs: dict[str, Any] = Field(default={}, description="passed to the optimizer as they are (eps, betas, ...)")
-
-    @field_validator("optimizer")
-    @classmethod
-    def _known_optimizer(cls, name: str) -> str:
-        from timm.optim import list_optimizers
-
-        known = [str(name) for name in list_optimizers()]
-        if name not in known:
-            raise ValueError(f"timm has no optimizer {name!r}, the nearest is {_nearest(name, known)!r}")
-        return name
-
-    @model_validator(mode="after")
-    def _known_options(self) -> OptimRecipe:
-        from timm.optim import get_optimizer_class
-
-        parameters = inspect.signature(get_optimizer_class(self.optimizer, bind_defaults=False)).parameters
-        known = [k for k in parameters if k not in ("params", "lr", "weight_decay")]
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            for key in self.kwargs:
-                if key not in known:
-                    raise ValueError(
-                        f"{self.optimizer!r} has no option {key!r}, the nearest is {_nearest(key, known)!r}"
-                    )
-        return self
-
-
-class ScheduleRecipe(Section):
-    """timm's learning-rate schedule by name, updated at every step."""
-
-    schedule: Literal["cosine", "constant"] = "cosine"
-    epochs: int = Field(ge=1)
-    warmup_epochs: int = Field(default=0, ge=0)
-    warmup_lr: float = Field(default=1e-6, ge=0)
-    min_lr: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> ScheduleRecipe:
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs})")
-        return self
-
-
-class RegularisationRecipe(Section):
-    """What keeps the model from memorising, apart from augmentation and weight decay."""
-
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-
-
-class ComputeRecipe(Section):
-    """How the arithmetic is done; results differ in their last bits between settings."""
-
-    threads: int | None = Field(default=None, ge=1, description="of torch; what torch chooses if null")
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-
-
-class Recipe(Section):
-    """A whole training run. ``seed`` fixes initial weights, image order and augmentation."""
-
-    model: ModelRecipe
-    data: DataRecipe
-    augment: AugmentRecipe = AugmentRecipe()
-    optim: OptimRecipe
-    schedule: ScheduleRecipe
-    regularisation: RegularisationRecipe = RegularisationRecipe()
-    compute: ComputeRecipe = ComputeRecipe()
-    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 def list_recipes() -> list[str]:
@@ -152,15 +48,28 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     """Read a recipe by its name in the package or by the path of a YAML file, and apply ``key=value`` overrides.
 
     Args:
-        name_or_path: ``"shvit_digits"``, or a path that ends in .yaml or .yml.
+        name_or_path: ``"shvit_digits"``, a path that ends in .yaml or .yml, or the name of a model that a recipe lists.
         overrides: dotted keys with YAML values, such as ``"optim.lr=1e-3"``; later ones win.
 
     Raises:
-        UnknownNameError: no recipe has this name.
+        UnknownNameError: no recipe has this name, and none lists such a model.
         RecipeError: the file cannot be read, a key is unknown (the nearest one is named) or a value is wrong.
     """
-    tree = _parse(_read(name_or_path), str(name_or_path))
-    return _build(tree, overrides, str(name_or_path))
+    name, model = _recipe_and_model(name_or_path)
+    tree, changes = _parse(_read(name), str(name)), list(overrides)
+    if model:
+        changes.insert(0, f"model.name={model}")
+    variants = _variants(tree, str(name))
+    for change in changes:
+        _set(tree, *_split(change))
+    for key, value in _deltas(variants, _model_name(tree)):
+        _set(tree, key, value)
+    return _build(tree, changes, str(name))
+
+
+def recipe_variants(name_or_path: str | Path) -> list[str]:
+    """The globs of models that a recipe lists, in their order."""
+    return list(_variants(_parse(_read(name_or_path), str(name_or_path)), str(name_or_path)))
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -176,18 +85,30 @@ def parse_recipe(tree: Mapping[str, Any], origin: str) -> Recipe:
         raise RecipeError(f"Recipe {origin!r}: {_sentence(error)}.") from None
 
 
-def valid_keys() -> list[str]:
-    """Every dotted key that a recipe may hold, in the order of declaration."""
-    return list(_dotted(Recipe))
-
-
 def _shipped() -> Traversable:
     return resources.files(configs) / "recipes"
 
 
+def _recipe_and_model(name_or_path: str | Path) -> tuple[str | Path, str | None]:
+    """(the recipe that is meant, the model where that was named in its place)."""
+    name = str(name_or_path)
+    if _is_path(name_or_path) or name in list_recipes():
+        return name_or_path, None
+    patterns = {recipe: recipe_variants(recipe) for recipe in list_recipes()}
+    found = [recipe for recipe, globs in patterns.items() if name in globs]
+    found = found or [recipe for recipe, globs in patterns.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)]
+    if len(found) > 1:
+        raise RecipeError(f"{name!r} is listed by the recipes {', '.join(found)}: name one, with model.name={name}.")
+    return (found[0], name) if found else (name, None)
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    return isinstance(name_or_path, Path) or name_or_path.endswith((".yaml", ".yml"))
+
+
 def _read(name_or_path: str | Path) -> str:
     name = str(name_or_path)
-    if isinstance(name_or_path, Path) or name.endswith((".yaml", ".yml")):
+    if _is_path(name_or_path):
         try:
             return Path(name_or_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -211,23 +132,50 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
     return tree
 
 
+def _variants(tree: dict[str, Any], origin: str) -> dict[str, dict[str, Any]]:
+    """Take ``variants`` out of ``tree``: glob of model names -> dotted key -> value."""
+    found = tree.pop(VARIANTS, None) or {}
+    if not isinstance(found, dict) or not all(isinstance(delta or {}, dict) for delta in found.values()):
+        raise RecipeError(f"Recipe {origin!r}: {VARIANTS!r} must map globs of model names to dotted keys with values.")
+    return {str(pattern): delta or {} for pattern, delta in found.items()}
+
+
+def _deltas(variants: Mapping[str, Mapping[str, Any]], model: str) -> list[tuple[str, Any]]:
+    """What differs for ``model``, in the order of the file."""
+    return [
+        (key, value)
+        for pattern, delta in variants.items()
+        if fnmatch.fnmatchcase(model, pattern)
+        for key, value in delta.items()
+    ]
+
+
+def _model_name(tree: Mapping[str, Any]) -> str:
+    section = tree.get("model")
+    return str(section.get("name", "")) if isinstance(section, dict) else ""
+
+
 def _build(tree: dict[str, Any], overrides: Iterable[str], origin: str) -> Recipe:
     for change in overrides:
-        _set(tree, change)
+        _set(tree, *_split(change))
     return parse_recipe(tree, origin)
 
 
-def _set(tree: dict[str, Any], change: str) -> None:
-    """Set one dotted key of ``tree`` in place; keys that no recipe has are refused here, values later by the types."""
+def _split(change: str) -> tuple[str, Any]:
+    """The key and the value of ``key=value``."""
     key, equals, text = change.partition("=")
     key = key.strip()
     if not equals or not key:
         raise RecipeError(f"The override {change!r} must have the form key=value, for example optim.lr=1e-3.")
-    _check_key(key)
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"The value in {change!r} is not valid YAML: {_problem(error)}.") from None
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key of ``tree`` in place; keys that no recipe has are refused here, values later by the types."""
+    _check_key(key)
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
@@ -239,42 +187,10 @@ def _set(tree: dict[str, Any], change: str) -> None:
 
 def _check_key(key: str) -> None:
     if key in Recipe.model_fields and key not in valid_keys():
-        raise RecipeError(f"{key!r} is a section: set one of {', '.join(_keys_of(key))}.")
+        raise RecipeError(f"{key!r} is a section: set one of {', '.join(keys_of(key))}.")
     free = tuple(f"{k}." for k in valid_keys() if k.endswith(".kwargs"))
     if key not in valid_keys() and not key.startswith(free):
-        raise RecipeError(f"Unknown key {key!r}: the nearest valid one is {_nearest_key(key, valid_keys())!r}.")
-
-
-def _keys_of(section: str) -> list[str]:
-    return [k for k in valid_keys() if k.startswith(f"{section}.")]
-
-
-def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return max(known, key=lambda k: difflib.SequenceMatcher(None, name, k).ratio())
-
-
-def _nearest_key(key: str, known: Iterable[str]) -> str:
-    """The known dotted key most like ``key``: the last part counts most, so ``lr`` finds ``optim.lr``."""
-
-    def likeness(candidate: str) -> float:
-        pairs = zip((key, *key.rpartition(".")[::2]), (candidate, *candidate.rpartition(".")[::2]), strict=True)
-        whole, section, leaf = (difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
-        return whole + section + 2 * (1.0 if _initials(key) == candidate.rpartition(".")[2] else leaf)
-
-    return max(known, key=likeness)
-
-
-def _initials(key: str) -> str:
-    """'lr' for optim.learning_rate."""
-    return "".join(word[:1] for word in key.rpartition(".")[2].split("_"))
+        raise RecipeError(f"Unknown key {key!r}: the nearest valid one is {nearest_key(key, valid_keys())!r}.")
 
 
 def _sentence(error: ValidationError) -> str:
@@ -283,12 +199,12 @@ def _sentence(error: ValidationError) -> str:
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = [*valid_keys(), *Recipe.model_fields] if "." not in key else valid_keys()
-        return f"unknown key {key!r}, the nearest valid one is {_nearest_key(key, known)!r}"
+        known = [*valid_keys(), *Recipe.model_fields, VARIANTS] if "." not in key else valid_keys()
+        return f"unknown key {key!r}, the nearest valid one is {nearest_key(key, known)!r}"
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
     if first["type"] == "model_type":
-        return f"{key!r} is {first['input']!r}, but it is a section with the keys {', '.join(_keys_of(key))}"
+        return f"{key!r} is {first['input']!r}, but it is a section with the keys {', '.join(keys_of(key))}"
     message = first["msg"].removeprefix("Value error, ")
     found = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
     return f"{key!r}{found}: {message[0].lower()}{message[1:]}"

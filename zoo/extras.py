@@ -17,7 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ncnn": ("ncnn", "pnnx"),
     "coreml": ("coremltools",),
     "tensorrt": ("tensorrt_rtx",),
-    "train": ("sklearn", "matplotlib", "pydantic"),
+    "train": ("sklearn", "matplotlib", "pydantic", "accelerate", "tensorboard"),
 }
 
 
