@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from export_doubles import ProgramTarget
 from mixzoo.export.capture import Capture
 from mixzoo.export.sensitivity import layers, rounded
-from mixzoo.train.data import digits
+from mixzoo.train.pixels import digits
 from torch import Tensor, nn
 
 SIDE = 16  # px

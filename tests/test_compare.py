@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mixzoo.train import compare as comparison
-from mixzoo.train.checkpoint import RECORD
+from mixzoo.train.models import RECORD
 from mixzoo.zoo.errors import MixzooError, UnknownNameError
 from rich.console import Console
 

@@ -16,10 +16,10 @@ import torch
 from mixzoo import deploy
 from mixzoo.bench.subjects import relative_error
 from mixzoo.train import demo, load_recipe, load_run
-from mixzoo.train.checkpoint import build_model
-from mixzoo.train.data import Data, digits
 from mixzoo.train.demo import DemoError, run_demo
 from mixzoo.train.demo_report import IMAGES, PICTURE, REPORT, FormResult, Outcome, write_picture
+from mixzoo.train.models import build_model
+from mixzoo.train.pixels import Pixels, as_pixels, digits
 from mixzoo.zoo.fill import fill_
 from mixzoo.zoo.timing import Timing
 from PIL import Image
@@ -42,12 +42,12 @@ def logits_of(labels: torch.Tensor, wrong: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def data() -> Data:
+def data() -> Pixels:
     return digits()
 
 
 @pytest.fixture
-def eager(data: Data) -> FormResult:
+def eager(data: Pixels) -> FormResult:
     return FormResult("PyTorch", logits_of(data.test.labels, 3), data.test.labels)
 
 
@@ -82,10 +82,10 @@ def test_scores_count_the_test_images(eager: FormResult) -> None:
 
 @pytest.mark.parametrize(("axes", "batches"), [(("batch",), [50] * 9), ((), [1] * 450)])
 def test_every_test_image_is_classified_in_batches_that_the_file_takes(
-    monkeypatch: pytest.MonkeyPatch, data: Data, eager: FormResult, axes: tuple[str, ...], batches: list[int]
+    monkeypatch: pytest.MonkeyPatch, data: Pixels, eager: FormResult, axes: tuple[str, ...], batches: list[int]
 ) -> None:
     report = exported(monkeypatch, eager.logits * (1 + 1e-6), axes)
-    runtime = demo._classify(report, SimpleNamespace(data=data), eager, steps())  # type: ignore[arg-type]
+    runtime = demo._classify(report, data, eager, steps())
     assert report.calls == batches
     assert (runtime.correct, runtime.differing) == (447, 0)
     assert 0 < runtime.error < 1e-5
@@ -93,22 +93,22 @@ def test_every_test_image_is_classified_in_batches_that_the_file_takes(
 
 @pytest.mark.parametrize("wrong", [2, 4])
 def test_another_accuracy_in_the_runtime_fails_the_demo(
-    monkeypatch: pytest.MonkeyPatch, data: Data, eager: FormResult, wrong: int
+    monkeypatch: pytest.MonkeyPatch, data: Pixels, eager: FormResult, wrong: int
 ) -> None:
     report = exported(monkeypatch, logits_of(data.test.labels, wrong))
     with pytest.raises(DemoError, match=rf"ONNX Runtime gets .*{450 - wrong} of 450.*, but PyTorch .*447 of 450"):
-        demo._classify(report, SimpleNamespace(data=data), eager, steps())  # type: ignore[arg-type]
+        demo._classify(report, data, eager, steps())
 
 
 def test_other_logits_with_the_same_accuracy_fail_the_demo(
-    monkeypatch: pytest.MonkeyPatch, data: Data, eager: FormResult
+    monkeypatch: pytest.MonkeyPatch, data: Pixels, eager: FormResult
 ) -> None:
     report = exported(monkeypatch, eager.logits * 1.01)
     with pytest.raises(DemoError, match=r"logits of ONNX Runtime differ by 1\.0e-02"):
-        demo._classify(report, SimpleNamespace(data=data), eager, steps())  # type: ignore[arg-type]
+        demo._classify(report, data, eager, steps())
 
 
-def test_the_picture_is_a_png_that_depends_on_the_predictions(tmp_path: Path, data: Data, eager: FormResult) -> None:
+def test_the_picture_is_a_png_that_depends_on_the_predictions(tmp_path: Path, data: Pixels, eager: FormResult) -> None:
     right = replace(eager, logits=logits_of(data.test.labels, 0))
     files = [write_picture(tmp_path / f"{i}.png", data, form) for i, form in enumerate((eager, right, eager))]
     content = [f.read_bytes() for f in files]
@@ -122,13 +122,19 @@ def test_too_low_an_accuracy_fails_the_demo_and_leaves_no_report(tmp_path: Path)
     (tmp_path / "notes.txt").write_text("not the demo's")
     with pytest.raises(DemoError, match=r"the test accuracy is [\d.]+%, and must be at least 97%"):
         run_demo(tmp_path, [*SHORT, "schedule.epochs=1"], Console(file=io.StringIO()))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "model.safetensors", "notes.txt", "train.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "log.csv",
+        "model.safetensors",
+        "notes.txt",
+        "steps.csv",
+        "train.json",
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 66, 128])
 def test_the_recipes_model_deploys_at_the_size_and_batches_of_the_demo(batch: int) -> None:
     recipe = load_recipe(demo.RECIPE)
-    model = fill_(build_model(recipe, 1, 10)).eval()
+    model = fill_(build_model(recipe, 10)).eval()
     x = torch.randn(batch, 1, recipe.data.size, recipe.data.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted, got = model(x), deploy(model)(x)
@@ -173,7 +179,7 @@ def test_the_demo_leaves_what_it_promises(whole: tuple[Outcome, Path, str]) -> N
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["preprocess"]["in_graph"] and manifest["artifacts"][0]["file"] == "shvit_digits.onnx"
     assert "checkpoint model.safetensors" in manifest["weights"]
-    data = outcome.result.data
+    data = as_pixels(outcome.result.data, outcome.result.recipe.data)
     assert len(list((folder / IMAGES / "test").rglob("*.png"))) == len(data.test)
     first = folder / IMAGES / "test" / data.classes[int(data.test.labels[0])] / "00000.png"
     assert torch.allclose(pil_to_tensor(Image.open(first))[0] / 255, data.test.images[0, 0], atol=1 / 255)

@@ -21,7 +21,7 @@ from mixzoo.export.prepare import prepare
 from mixzoo.export.sensitivity import layers, put_back, rank_layers
 from mixzoo.export.target import TARGETS
 from mixzoo.export.words import render, summary
-from mixzoo.train.data import digits, write_images
+from mixzoo.train.pixels import digits, write_images
 from mixzoo.zoo.cli import app
 from mixzoo.zoo.errors import UnknownNameError
 from mixzoo.zoo.fill import fill_

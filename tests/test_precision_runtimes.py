@@ -17,7 +17,7 @@ from mixzoo.export.prepare import size_of
 from mixzoo.export.protocol import Runner, not_run_because
 from mixzoo.export.sensitivity import layers
 from mixzoo.export.target import TARGETS
-from mixzoo.train.data import digits, write_images
+from mixzoo.train.pixels import digits, write_images
 from precision_doubles import trained, with_outlier
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn

@@ -11,14 +11,18 @@ from ..zoo.extras import require
 require("pydantic", extra="train")
 
 from .checkpoint import Trained, load_run  # noqa: E402
-from .engine import DivergedError, TrainResult, train  # noqa: E402
+from .engine import LostError, TrainResult, train  # noqa: E402
+from .logs import StorageError  # noqa: E402
+from .loop import DivergedError  # noqa: E402
 from .recipe import RecipeError, list_recipes, load_recipe  # noqa: E402
 from .schema import Recipe  # noqa: E402
 
 __all__ = [
     "DivergedError",
+    "LostError",
     "Recipe",
     "RecipeError",
+    "StorageError",
     "TrainResult",
     "Trained",
     "list_recipes",

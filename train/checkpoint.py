@@ -1,31 +1,28 @@
-"""What a run leaves behind: weights as safetensors, everything else in train.json, a row per epoch in log.csv."""
+"""What a finished run leaves behind: weights as safetensors, everything else in train.json."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from ..bench.machine import versions
 from ..zoo.errors import CheckpointError
 from ..zoo.files import atomic_dir
-from ..zoo.registry import create_model
-from .data import Data
+from .logs import storing
+from .models import RECORD, WEIGHTS, build_model
 from .recipe import parse_recipe
 from .schema import Recipe
 
-WEIGHTS, RECORD, LOG = "model.safetensors", "train.json", "log.csv"
-_PACKAGES = ("mixzoo", "torch", "timm", "numpy", "scikit-learn")  # what decides a run's numbers
+_PACKAGES = ("mixzoo", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -35,57 +32,6 @@ class Trained:
     model: nn.Module
     recipe: Recipe
     record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch did: mean loss over its steps, accuracy on the test images (a share), and its time in seconds."""
-
-    number: int
-    lr: float
-    loss: float
-    accuracy: float
-    images_per_s: float
-    seconds: float
-
-
-class EpochLog:
-    """A CSV file that is complete after every row; the columns are the fields of ``row``."""
-
-    def __init__(self, path: Path, row: type[Epoch]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w", newline="", encoding="utf-8")
-        self.writer = csv.DictWriter(self.file, [f.name for f in fields(row)])
-        self.writer.writeheader()
-
-    def __enter__(self) -> EpochLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
-
-    def write(self, row: Epoch) -> None:
-        self.writer.writerow({k: round(v, 6) for k, v in asdict(row).items()})
-        self.file.flush()
-
-
-def build_model(recipe: Recipe, in_chans: int, num_classes: int) -> nn.Module:
-    """The recipe's backbone, freshly initialised; its ``pretrained_cfg`` says how images must be prepared."""
-    data = recipe.data
-    model = create_model(
-        recipe.model.name, in_chans=in_chans, num_classes=num_classes, img_size=data.size, **recipe.model.kwargs
-    )
-    model.pretrained_cfg = {  # type: ignore[assignment]
-        **model.pretrained_cfg,  # type: ignore[dict-item]
-        "input_size": (in_chans, data.size, data.size),
-        "interpolation": data.interpolation,
-        "crop_pct": 1.0,
-        "mean": data.mean,
-        "std": data.std,
-    }
-    return model
 
 
 def load_run(folder: str | Path) -> Trained:
@@ -99,14 +45,14 @@ def load_run(folder: str | Path) -> Trained:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         weights = (folder / WEIGHTS).read_bytes()
         recipe, classes = parse_recipe(record["recipe"], str(folder / RECORD)), len(record["classes"])
-        expected, in_chans = record["weights"]["sha256"], record["in_chans"]
+        expected = record["weights"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} does not hold a finished training run ({type(error).__name__}: {error}): train again."
         ) from error
     if hashlib.sha256(weights).hexdigest() != expected:
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {RECORD} describes: train again.")
-    model = build_model(recipe, in_chans, classes)
+    model = build_model(recipe, classes, start=False)
     model.load_state_dict(load(weights))
     model.pretrained_cfg = {  # type: ignore[assignment]
         **model.pretrained_cfg,  # type: ignore[dict-item]
@@ -115,24 +61,36 @@ def load_run(folder: str | Path) -> Trained:
     return Trained(model.eval(), recipe, record)
 
 
-def save_run(out: Path, model: nn.Module, recipe: Recipe, data: Data, epochs: Iterable[Epoch], seconds: float) -> None:
-    """Write the weights and the record into ``out``; neither is seen half-written."""
-    weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-    history = [asdict(e) for e in epochs]
+def save_run(out: Path, tensors: Mapping[str, Tensor], recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    """Write the weights and the record, ``facts`` among it, into ``out``; neither is seen half-written.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
-        "classes": list(data.classes),
-        "in_chans": data.in_chans,
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-        "test_accuracy": history[-1]["accuracy"],
-        "seconds": seconds,
-        "epochs": history,
+        **facts,
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
         "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
-        "threads": recipe.compute.threads or torch.get_num_threads(),
+        "git": git_state(),
     }
-    with atomic_dir(out) as folder:
+    with storing("The result", out), atomic_dir(out) as folder:
         (folder / WEIGHTS).write_bytes(weights)
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of mixzoo's own source tree, and whether files differ from it; None where it is not in a repository."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -29,8 +29,9 @@ from ..zoo.files import atomic_write
 from ..zoo.registry import get_variant
 from ..zoo.tables import new_table, number
 from ..zoo.timing import measure, torch_threads
-from .checkpoint import RECORD, Trained, load_run
+from .checkpoint import Trained, load_run
 from .engine import train
+from .models import RECORD
 from .recipe import load_recipe, override
 from .schema import Recipe
 

@@ -1,125 +1,284 @@
-"""Images for training and testing, held in memory as tensors, and their random changes.
+"""From images to batches: the order of an epoch, its share for each process, augmentation by timm, and the last steps.
 
-Sources: ``digits`` is scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set: 1,797 real
-digits from 13 writers, 8x8 pixels with 17 grey levels (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0). It comes with the
-package, so nothing is downloaded.
+Training images are numbered through the epoch, and a batch is the next B of them. Each process takes a part, and
+number i comes with number B - 1 - i, so that timm's mixup, which blends exactly these, blends the same pairs on one
+device and on many. Each image is augmented with generators set from the seed, the epoch and its number.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
-from ..zoo.extras import require
-from .recipe import RecipeError
+from ..zoo.errors import MixzooError
+from .images import UNREADABLE, Images
+from .randomness import AUGMENT, ERASE, ORDER, key, seed_all, seed_cpu
 from .schema import AugmentRecipe, DataRecipe
 
-TEST_SHARE = 0.25
-SPLIT_SEED = 0  # the split is part of the data set here: it never follows a recipe's seed
+Place = tuple[int, int, int]  # (number of the image, epoch, number in the epoch)
+
+
+class UnreadableError(MixzooError):
+    """More images than the recipe allows cannot be read."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64."""
+class Batch:
+    """Images (B, C, H, W), uint8; labels (B,); where each stands in the run; what could not be read, by number."""
 
     images: Tensor
     labels: Tensor
+    places: list[Place]
+    unreadable: dict[int, str]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def pin_memory(self) -> Batch:
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.places, self.unreadable)
+
+
+def train_transform(data: DataRecipe, augment: AugmentRecipe) -> Any:
+    """PIL image -> uint8 (C, size, size), changed at random."""
+    transform = create_transform(
+        data.size,
+        is_training=True,
+        scale=augment.crop_scale,
+        ratio=augment.crop_ratio,
+        hflip=augment.flip,
+        color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]
+        auto_augment=augment.auto_augment,
+        interpolation=data.interpolation,
+        mean=data.mean,
+        std=data.std,
+        use_prefetcher=True,  # leaves normalisation to `Finish`
+    )
+    steps = list(transform.transforms)
+    if augment.rotate or augment.shift or augment.scale:
+        steps.insert(1, _affine(augment))
+    if len(data.mean) == 1 and augment.auto_augment:  # timm's operations need colour
+        steps = [_to_mode("RGB"), *steps[:-1], _to_mode("L"), steps[-1]]
+    return transforms.Compose(steps)
+
+
+def _affine(augment: AugmentRecipe) -> Any:
+    return transforms.RandomAffine(
+        augment.rotate,
+        (augment.shift, augment.shift),
+        (1 - augment.scale, 1 + augment.scale),
+        interpolation=InterpolationMode.BILINEAR,
+    )
+
+
+def _to_mode(mode: str) -> Any:
+    return transforms.Lambda(_Convert(mode))
 
 
 @dataclass(frozen=True)
-class Data:
-    """A classification data set; ``classes`` names label 0, 1, ..."""
+class _Convert:
+    mode: str
 
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.convert(self.mode)
+
+
+def eval_transform(data: DataRecipe) -> Any:
+    """PIL image -> uint8 (C, size, size), as the model is tested and used."""
+    return create_transform(
+        data.size,
+        interpolation=eval_interpolation(data),
+        mean=data.mean,
+        std=data.std,
+        crop_pct=data.crop_pct,
+        crop_mode=data.crop_mode,
+        use_prefetcher=True,
+    )
+
+
+def eval_interpolation(data: DataRecipe) -> str:
+    """That of the recipe, which may leave it to chance in training only."""
+    return "bicubic" if data.interpolation == "random" else data.interpolation
+
+
+class Examples(Dataset):
+    """Prepared images of a source, by their places in the run.
+
+    Args:
+        images: the source.
+        transform: PIL image -> uint8 tensor.
+        recipe: of the data.
+        seed: of augmentation; None draws nothing, and leaves an unreadable image out. Else the next one replaces it.
+    """
+
+    def __init__(self, images: Images, transform: Any, recipe: DataRecipe, seed: int | None) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+        self.mode = "L" if len(recipe.mean) == 1 else "RGB"
+        self.allowed = int(recipe.corrupt_share * len(images))
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, places: list[Place]) -> Batch:
+        found = [item for place in places if (item := self._get(place)) is not None]
+        bad = dict(self.unreadable)
+        if not found:
+            return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), [], bad)
+        images, labels, kept = zip(*found, strict=True)
+        return Batch(torch.stack(images), torch.tensor(labels), list(kept), bad)
+
+    def _get(self, place: Place) -> tuple[Tensor, int, Place] | None:
+        index, epoch, number = place
+        read = self._read(index)
+        while read is None:
+            if self.seed is None:
+                return None
+            index = (index + 1) % len(self.images)
+            read = self._read(index)
+        if self.seed is not None:
+            seed_cpu(self.seed, AUGMENT, epoch, number)
+        return self.transform(read[0]), read[1], place
+
+    def _read(self, index: int) -> tuple[Image.Image, int] | None:
+        if index in self.unreadable:
+            return None
+        try:
+            image, label = self.images.read(index)
+            return image.convert(self.mode), label
+        except UNREADABLE as error:
+            self.unreadable[index] = f"{self.images.name(index)}: {error}"
+            check_unreadable(self.unreadable, self.allowed, len(self.images))
+            return None
+
+
+def check_unreadable(unreadable: dict[int, str], allowed: int, total: int) -> None:
+    """Raise UnreadableError where there are more than ``allowed`` of ``total``."""
+    if len(unreadable) > allowed:
+        names = "; ".join(list(unreadable.values())[:5])
+        raise UnreadableError(
+            f"{len(unreadable)} of {total} images cannot be read, and data.corrupt_share allows {allowed} ({names}): "
+            "replace them, or raise data.corrupt_share to skip them."
+        )
+
+
+class TrainBatches:
+    """The places of each batch that one process reads, from any step of any epoch on.
+
+    Args:
+        count: images of the source.
+        recipe: batch size and repeats.
+        seed: of the order.
+        rank, processes: which of how many processes this is.
+        parts: how many batches a process makes of its share, for gradient accumulation.
+    """
+
+    def __init__(
+        self, count: int, recipe: DataRecipe, seed: int, rank: int = 0, processes: int = 1, parts: int = 1
+    ) -> None:
+        self.count, self.recipe, self.seed = count, recipe, seed
+        self.shards = [part * processes + rank for part in range(parts)]
+        self.total = processes * parts
+        self.epoch, self.start = 1, 0
 
     @property
-    def in_chans(self) -> int:
-        return self.train.images.shape[1]
+    def steps(self) -> int:
+        """Steps of an epoch; an incomplete last batch is left out."""
+        return self.count // self.recipe.batch
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Go on with step ``step`` (from 0) of ``epoch``."""
+        self.epoch, self.start = epoch, step
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * len(self.shards)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        order = epoch_order(self.count, self.seed, self.epoch, self.recipe.repeats).tolist()
+        size = self.recipe.batch
+        for step in range(self.start, self.steps):
+            for shard in self.shards:
+                numbers = [step * size + i for i in shard_of_batch(size, shard, self.total)]
+                yield [(order[n], self.epoch, n) for n in numbers]
 
 
-def load_data(recipe: DataRecipe) -> Data:
-    """Read the recipe's source and scale its images to ``recipe.size``.
-
-    Raises:
-        RecipeError: the recipe's mean and std do not fit the source's channels.
-        MissingExtraError: the package that brings the source is not installed.
-    """
-    data = SOURCES[recipe.source]()
-    if data.in_chans != len(recipe.mean):
-        raise RecipeError(
-            f"'data.mean' and 'data.std' have {len(recipe.mean)} values, but images of {recipe.source!r} "
-            f"have {data.in_chans} channel(s)."
-        )
-    return Data(_resize(data.train, recipe), _resize(data.test, recipe), data.classes)
+def epoch_order(count: int, seed: int, epoch: int, repeats: int = 1) -> Tensor:
+    """Numbers of the images of an epoch: ``count`` of them, each ``repeats`` times in a row where it occurs."""
+    generator = torch.Generator().manual_seed(key(seed, ORDER, epoch))
+    return torch.randperm(count, generator=generator).repeat_interleave(repeats)[:count]
 
 
-def digits() -> Data:
-    """scikit-learn's handwritten digits at 8x8, 1,347 to train and 450 to test, with equal shares of each class."""
-    datasets = require("sklearn.datasets", extra="train")
-    selection = require("sklearn.model_selection", extra="train")
-    bunch = datasets.load_digits()
-    train, test = selection.train_test_split(
-        range(len(bunch.target)), test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=bunch.target
+def shard_of_batch(size: int, shard: int, total: int) -> list[int]:
+    """Which of a batch's ``size`` images part ``shard`` of ``total`` has: a stretch and, if it can, its mirror."""
+    if size % (2 * total):
+        width = size // total
+        return list(range(shard * width, (shard + 1) * width))
+    width = size // (2 * total)
+    stretch = list(range(shard * width, (shard + 1) * width))
+    return stretch + [size - 1 - i for i in reversed(stretch)]
+
+
+def make_loader(examples: Examples, batches: Sequence[list[Place]] | TrainBatches, workers: int, pin: bool) -> Any:
+    """A loader of `Batch`es; with workers they stay from epoch to epoch."""
+    return DataLoader(
+        examples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
+        generator=torch.Generator(),
     )
-    images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)  # (1797, 1, 8, 8), levels 0..16
-    labels = torch.from_numpy(bunch.target).long()
-    return Data(Split(images[train], labels[train]), Split(images[test], labels[test]), tuple("0123456789"))
 
 
-SOURCES: dict[str, Callable[[], Data]] = {"digits": digits}
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def normalise(images: Tensor, recipe: DataRecipe) -> Tensor:
-    """(B, C, H, W) in [0, 1] -> the same with the recipe's mean taken away, in units of its std."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
-    return (images - mean) / std
+def eval_batches(count: int, size: int, rank: int = 0, processes: int = 1) -> list[list[Place]]:
+    """All images once, every ``processes``-th for each process, in batches of ``size``."""
+    numbers = range(rank, count, processes)
+    return [[(n, 0, n) for n in numbers[start : start + size]] for start in range(0, len(numbers), size)]
 
 
-def augment(images: Tensor, recipe: AugmentRecipe, generator: torch.Generator) -> Tensor:
-    """Rotate, scale and shift each of (B, C, H, W) by its own random amount; what comes in from outside is black."""
-    if not (recipe.rotate or recipe.shift or recipe.scale):
-        return images
-    angle, size, dx, dy = (torch.rand(4, len(images), generator=generator) * 2 - 1).unbind()
-    angle = angle * math.radians(recipe.rotate)
-    inverse = 1 / (1 + size * recipe.scale)  # the grid maps output to input
-    cos, sin = inverse * angle.cos(), inverse * angle.sin()
-    shift = 2 * recipe.shift  # affine_grid's side is 2 long
-    theta = torch.stack([cos, -sin, dx * shift, sin, cos, dy * shift], dim=1).view(-1, 2, 3)  # (B, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+class Finish:
+    """The last steps, on the device: uint8 (B, C, H, W) -> normalised float32, and erased rectangles in training.
 
+    Args:
+        data: mean and std.
+        device: where to.
+        augment: random erasing; none if None.
+        seed: of erasing.
+        channels_last: memory format of what comes out.
+    """
 
-def batches(split: Split, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of (images, labels) in random order; an incomplete last batch is left out."""
-    order = torch.randperm(len(split), generator=generator)
-    for start in range(0, len(split) - size + 1, size):
-        index = order[start : start + size]
-        yield split.images[index], split.labels[index]
+    def __init__(
+        self,
+        data: DataRecipe,
+        device: torch.device,
+        augment: AugmentRecipe | None = None,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        self.mean, self.std = (255 * torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
+        self.device, self.seed = device, seed
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.erasing = None
+        if augment is not None and augment.random_erasing:
+            mode, count = augment.random_erasing_mode, augment.random_erasing_count
+            self.erasing = RandomErasing(augment.random_erasing, mode=mode, max_count=count, device=str(device))
 
-
-def write_images(split: Split, classes: tuple[str, ...], folder: Path, count: int | None = None) -> Path:
-    """Write the first ``count`` images, or all, as PNG files in a folder for each class, and return ``folder``."""
-    from torchvision.transforms.functional import to_pil_image
-
-    for index in range(len(split) if count is None else count):
-        path = folder / classes[int(split.labels[index])] / f"{index:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        to_pil_image(split.images[index]).save(path)
-    return folder
-
-
-def _resize(split: Split, recipe: DataRecipe) -> Split:
-    side = (recipe.size, recipe.size)
-    images = F.interpolate(split.images, size=side, mode=recipe.interpolation, align_corners=False)
-    return Split(images.clamp(0, 1), split.labels)
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images = batch.images.to(self.device, non_blocking=True)
+        images = images.to(torch.float32, memory_format=self.format).sub_(self.mean).div_(self.std)
+        if self.erasing is not None:
+            for image, (_, epoch, number) in zip(images, batch.places, strict=True):
+                seed_all(self.seed, ERASE, epoch, number)
+                self.erasing(image)
+        return images, batch.labels.to(self.device, non_blocking=True)

@@ -29,10 +29,12 @@ from ..export import Report, export, get_target
 from ..zoo.errors import MixzooError
 from ..zoo.files import remove
 from ..zoo.timing import measure, torch_threads
-from .checkpoint import LOG, RECORD, WEIGHTS, Trained, load_run
-from .data import Data, write_images
+from .checkpoint import Trained, load_run
 from .demo_report import IMAGES, PICTURE, REPORT, FormResult, Outcome, write_picture, write_report
-from .engine import TrainResult, predict_logits, train
+from .engine import TrainResult, train
+from .logs import EPOCHS, STEPS
+from .models import RECORD, WEIGHTS
+from .pixels import Pixels, as_pixels, predict_logits, write_images
 
 RECIPE = "shvit_digits"
 FLOOR = 0.97  # share of test images that must be right
@@ -65,18 +67,18 @@ def run_demo(
     folder, steps = Path(out), _Steps(console or Console(highlight=False, soft_wrap=True))
     _clear(folder)
     with steps("Training a small SHViT on scikit-learn's handwritten digits"):
-        result, trained, eager = _train(folder, overrides, floor, steps)
+        result, trained, pixels, eager = _train(folder, overrides, floor, steps)
     with steps("Deploying: folding batch norms, merging branches"):
-        deployed = _deploy(trained, result, eager, steps)
+        deployed = _deploy(trained, pixels, eager, steps)
     with steps("Exporting to ONNX, and running the file at several sizes and batches to verify it"):
         report = _export(trained, folder, steps)
-    with steps(f"Classifying all {len(result.data.test)} test images with ONNX Runtime"):
-        runtime = _classify(report, result, eager, steps)
+    with steps(f"Classifying all {len(pixels.test)} test images with ONNX Runtime"):
+        runtime = _classify(report, pixels, eager, steps)
     with steps(f"Benchmarking, one image at a time, {THREADS} thread"):
-        forms = _benchmark((eager, deployed, runtime), trained.model, folder, result.data.test.images[:1], steps)
+        forms = _benchmark((eager, deployed, runtime), trained.model, folder, pixels.test.images[:1], steps)
     with steps("Drawing predictions, and writing images and the report"):
-        write_picture(folder / PICTURE, result.data, runtime)
-        _write_images(result.data, folder / IMAGES)
+        write_picture(folder / PICTURE, pixels, runtime)
+        _write_images(pixels, folder / IMAGES)
     outcome = Outcome(result, report, forms, steps.seconds, describe_machine(), THREADS)
     write_report(folder / REPORT, outcome)
     total = sum(steps.seconds.values())
@@ -104,13 +106,13 @@ class _Steps:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier demo left, so that one that fails leaves nothing that looks good."""
-    names = (WEIGHTS, RECORD, LOG, REPORT, PICTURE, "manifest.json", "summary.md")
+    names = (WEIGHTS, RECORD, EPOCHS, STEPS, REPORT, PICTURE, "manifest.json", "summary.md")
     for path in [*(folder / name for name in names), *folder.glob(f"{RECIPE}*.onnx")]:
         path.unlink(missing_ok=True)
     remove(folder / IMAGES)
 
 
-def _write_images(data: Data, folder: Path) -> None:
+def _write_images(data: Pixels, folder: Path) -> None:
     """What lower precisions ask for: images to calibrate with, from training, and all that test."""
     write_images(data.train, data.classes, folder / "calibration", min(CALIBRATION, len(data.train)))
     write_images(data.test, data.classes, folder / "test")
@@ -123,18 +125,19 @@ def _require(condition: bool, failure: str) -> None:
 
 def _train(
     folder: Path, overrides: Iterable[str], floor: float, steps: _Steps
-) -> tuple[TrainResult, Trained, FormResult]:
+) -> tuple[TrainResult, Trained, Pixels, FormResult]:
     """Train, load the checkpoint again, and measure that: what follows is done with the file."""
     result = train(RECIPE, overrides, folder, steps.console)
-    trained, test = load_run(folder), result.data.test
-    eager = FormResult("PyTorch", predict_logits(trained.model, test.images, trained.recipe), test.labels)
+    trained, pixels = load_run(folder), as_pixels(result.data, result.recipe.data)
+    logits = predict_logits(trained.model, pixels.test.images, trained.recipe)
+    eager = FormResult("PyTorch", logits, pixels.test.labels)
     steps.say(f"test accuracy of the saved checkpoint: {eager.score()}")
     _require(eager.accuracy >= floor, f"the test accuracy is {eager.accuracy:.2%}, and must be at least {floor:.0%}")
-    return result, trained, eager
+    return result, trained, pixels, eager
 
 
-def _deploy(trained: Trained, result: TrainResult, eager: FormResult, steps: _Steps) -> FormResult:
-    logits = predict_logits(deploy(trained.model), result.data.test.images, trained.recipe)
+def _deploy(trained: Trained, pixels: Pixels, eager: FormResult, steps: _Steps) -> FormResult:
+    logits = predict_logits(deploy(trained.model), pixels.test.images, trained.recipe)
     deployed = _compared("PyTorch, deployed", logits, eager)
     steps.say(f"{deployed.score()}; logits differ by at most {deployed.error:.1e}, relative")
     _require(deployed.error <= DEPLOY_TOLERANCE, f"the logits of the deploy form differ by {deployed.error:.1e}")
@@ -149,9 +152,9 @@ def _export(trained: Trained, folder: Path, steps: _Steps) -> Report:
     return report
 
 
-def _classify(report: Report, result: TrainResult, eager: FormResult, steps: _Steps) -> FormResult:
+def _classify(report: Report, pixels: Pixels, eager: FormResult, steps: _Steps) -> FormResult:
     run = get_target(report.target).load(report.path)
-    parts = result.data.test.images.split(BATCH if "batch" in report.dynamic_axes else 1)
+    parts = pixels.test.images.split(BATCH if "batch" in report.dynamic_axes else 1)
     logits = torch.cat([torch.from_numpy(run(part.numpy())) for part in parts])
     runtime = _compared("ONNX Runtime", logits, eager)
     steps.say(f"{runtime.score()}; {runtime.differing} predictions differ from PyTorch's")

@@ -15,9 +15,10 @@ from ..export.prepare import size_of
 from ..zoo.extras import require
 from ..zoo.files import atomic_path, atomic_write
 from ..zoo.timing import Timing, speedup
-from .checkpoint import LOG, RECORD, WEIGHTS
-from .data import Data
 from .engine import TrainResult
+from .logs import EPOCHS, STEPS
+from .models import RECORD, WEIGHTS
+from .pixels import Pixels
 
 PICTURE, REPORT, IMAGES = "predictions.png", "report.md", "images"
 ROWS, COLUMNS = 5, 10
@@ -88,7 +89,7 @@ class Outcome:
     threads: int
 
 
-def write_picture(path: Path, data: Data, form: FormResult) -> Path:
+def write_picture(path: Path, data: Pixels, form: FormResult) -> Path:
     """Draw test images with what ``form`` says of them, its mistakes first, as a PNG."""
     require("matplotlib", extra="train")
     from matplotlib.figure import Figure
@@ -183,7 +184,8 @@ def _files(folder: Path, outcome: Outcome) -> list[str]:
     notes = {
         WEIGHTS: "the trained weights: `mixzoo.train.load_run` builds the model from this and the next file",
         RECORD: "recipe, versions, accuracy and every epoch of the run",
-        LOG: "a row per epoch",
+        EPOCHS: "a row per epoch",
+        STEPS: "a row per step",
         **{path.name: "the model for ONNX Runtime, in its deploy form" for path in outcome.report.files},
         "manifest.json": "what the ONNX file takes and gives, and how it was verified",
         "summary.md": "the same for reading",

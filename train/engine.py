@@ -1,13 +1,13 @@
-"""The training loop: timm's optimizer, schedule and loss around one model, with nothing hidden.
+"""The training loop: timm's parts around one model, on the devices that Accelerate finds, with nothing hidden.
 
 A run is fixed by its recipe: the same recipe, versions and number of threads give the same weights, bit for bit, on a
-CPU. The model of the last epoch is the result; the test images measure it and choose nothing.
+CPU, whether it runs through or is killed and resumed. The model of the last epoch is the result, or its average where
+there is one; the test images measure it and choose nothing.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,26 +15,28 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from timm.loss import LabelSmoothingCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import dispatch_clip_grad
-from torch import Tensor, nn
+from torch import nn
 
 from ..zoo.errors import MixzooError
 from ..zoo.timing import torch_threads
-from .checkpoint import LOG, Epoch, EpochLog, build_model, save_run
-from .data import Data, Split, augment, batches, load_data, normalise
-from .progress import TrainProgress
+from .checkpoint import Trained, load_run
+from .images import Data
+from .logs import Epoch, storing
+from .loop import Loop
+from .models import RECORD, WEIGHTS
+from .processes import Processes
+from .randomness import borrowed_generators
 from .recipe import RecipeError, load_recipe, override
-from .schema import Recipe
+from .schema import Recipe, valid_keys
+from .snapshots import Snapshot, discard, latest_snapshot, saved_steps, sweep
+from .sources import load_data
 
-_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FREE_KEYS = ("saving.", "data.workers", "data.root")  # may differ when a run is resumed: no number depends on them
+_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)|DataLoader worker|Socket", re.IGNORECASE)
 
 
-class DivergedError(MixzooError):
-    """The loss or the outputs stopped being finite; nothing was saved."""
+class LostError(MixzooError):
+    """A process that the run needs has ended."""
 
 
 @dataclass(frozen=True)
@@ -55,143 +57,99 @@ def train(
     overrides: Iterable[str] = (),
     out: str | Path = "runs/latest",
     console: Console | None = None,
+    resume: bool = False,
 ) -> TrainResult:
     """Train what a recipe describes.
 
-    Leaves in ``out``: ``model.safetensors`` and ``train.json`` (only once the run is finished), and ``log.csv`` (a row
-    for every epoch, as it ends). The caller's random state is not touched.
+    Leaves in ``out``: ``model.safetensors`` and ``train.json`` (only once the run is finished), ``log.csv`` and
+    ``steps.csv`` (a row for every epoch and step, as it ends), and ``checkpoints`` to resume from. The caller's random
+    state is not touched.
 
     Args:
         recipe: a recipe, its name in the package, or the path of a YAML file.
         overrides: ``key=value`` changes, such as ``"schedule.epochs=3"``.
         out: the folder, made if it is not there.
         console: where progress goes; standard error if None.
+        resume: go on with the run that ``out`` holds; one that is finished is given back as it is.
 
     Raises:
-        RecipeError: the recipe or an override is wrong.
-        DivergedError: a loss is not finite; the message names the step.
+        RecipeError: the recipe or an override is wrong, or not that of the run to be resumed.
+        DivergedError: a loss is not finite; the message names the step and the module.
+        StorageError: a file cannot be written; what was saved before is whole.
+        LostError: another process of the run, or one that reads images, has ended.
     """
     recipe = override(recipe, overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    out, processes = Path(out), Processes(recipe.compute)
+    console = (console or Console(stderr=True)) if processes.main else Console(quiet=True)
     data = load_data(recipe.data)
-    if len(data.train) < recipe.data.batch:
-        raise RecipeError(f"'data.batch' is {recipe.data.batch}, but there are only {len(data.train)} training images.")
-    start = time.perf_counter()
-    with _seeded(recipe.seed), torch_threads(recipe.compute.threads or torch.get_num_threads()):
-        model = build_model(recipe, data.in_chans, len(data.classes))
-        epochs = _Loop(model, recipe, data).run(Path(out), console or Console(stderr=True))
-        _to_format(model, "contiguous")
-    result = TrainResult(
-        model.eval(), recipe, data, epochs, epochs[-1].accuracy, time.perf_counter() - start, Path(out)
-    )
-    save_run(result.checkpoint, model, recipe, data, epochs, result.seconds)
-    return result
+    if resume and (out / RECORD).is_file():
+        return _finished(out, recipe, data, console)
+    snapshot = _prepare(out, recipe, resume, console, processes)
+    with borrowed_generators(), torch_threads(recipe.compute.threads or torch.get_num_threads()), _watched(out):
+        loop = Loop(recipe, data, out, console, processes, snapshot)
+        epochs, seconds = loop.run()
+        trained = load_run(out) if processes.main else Trained(loop.model.eval(), recipe, {})
+    processes.end()
+    return TrainResult(trained.model, recipe, data, epochs, epochs[-1].accuracy, seconds, out)
+
+
+def _finished(out: Path, recipe: Recipe, data: Data, console: Console) -> TrainResult:
+    run = load_run(out)
+    _check_same(run.recipe, recipe, out)
+    console.print(f"The run in {out} is finished: nothing to do.", markup=False)
+    epochs = tuple(Epoch(**row) for row in run.record["epochs"])
+    return TrainResult(run.model, recipe, data, epochs, run.record["test_accuracy"], run.record["seconds"], out)
+
+
+def _prepare(out: Path, recipe: Recipe, resume: bool, console: Console, processes: Processes) -> Snapshot | None:
+    """Make ``out`` ready, and give the saved step to go on from."""
+    if resume:
+        if processes.main:
+            sweep(out)
+        snapshot = latest_snapshot(out, lambda text: console.print(text, markup=False))
+        if snapshot is None:
+            console.print(f"There is no checkpoint in {out}: the run begins anew.", markup=False)
+            return None
+        _check_same(Recipe.model_validate(snapshot.facts["recipe"]), recipe, out)
+        console.print(f"Going on after step {snapshot.facts['step']}, from {snapshot.path}.", markup=False)
+        return snapshot
+    if saved_steps(out) and not (out / RECORD).is_file():
+        raise RecipeError(f"{out} holds a run that is not finished: go on with --resume, or give another --out.")
+    processes.wait()
+    if processes.main:
+        with storing("A run", out):
+            discard(out)
+            for name in (RECORD, WEIGHTS):
+                (out / name).unlink(missing_ok=True)
+    return None
+
+
+def _check_same(then: Recipe, now: Recipe, out: Path) -> None:
+    """Raise RecipeError where two recipes differ in what decides the numbers."""
+    pairs = {key: (_value(then, key), _value(now, key)) for key in valid_keys() if not key.startswith(FREE_KEYS)}
+    differing = [f"{key} was {was!r} and is {new!r}" for key, (was, new) in pairs.items() if was != new]
+    if differing:
+        raise RecipeError(
+            f"The run in {out} has another recipe ({'; '.join(differing)}): give the same, or another --out."
+        )
+
+
+def _value(recipe: Recipe, key: str) -> object:
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def _watched(out: Path) -> Iterator[None]:
+    """Turn the loss of another process into one sentence."""
+    try:
         yield
-
-
-@torch.inference_mode()
-def predict_logits(model: nn.Module, images: Tensor, recipe: Recipe, batch: int = 128) -> Tensor:
-    """Logits (N, classes) of images (N, C, H, W) in [0, 1], without augmentation; the model's mode is left as it is."""
-    return torch.cat([model(normalise(part, recipe.data)) for part in images.split(batch)])
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows whose greatest logit is the label's."""
-    return (logits.argmax(1) == labels).float().mean().item()
-
-
-class _Loop:
-    """One model on its way through one recipe."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, data: Data) -> None:
-        self.model, self.recipe, self.data = model, recipe, data
-        _to_format(model, recipe.compute.memory_format)
-        self.steps = len(data.train) // recipe.data.batch  # per epoch
-        self.optimizer = _optimizer(model, recipe)
-        self.scheduler = _scheduler(self.optimizer, recipe, self.steps)
-        self.loss = LabelSmoothingCrossEntropy(recipe.regularisation.label_smoothing)
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.updates = 0
-
-    def run(self, out: Path, console: Console) -> tuple[Epoch, ...]:
-        total, epochs = self.recipe.schedule.epochs, []
-        with TrainProgress(console, total, self.steps) as progress, EpochLog(out / LOG, Epoch) as log:
-            for number in range(1, total + 1):
-                epoch = self._epoch(number, progress)
-                epochs.append(epoch)
-                log.write(epoch)
-                left = (total - number) * sum(e.seconds for e in epochs) / number
-                progress.epoch(number, epoch.loss, epoch.accuracy, epoch.images_per_s, left)
-        return tuple(epochs)
-
-    def _epoch(self, number: int, progress: TrainProgress) -> Epoch:
-        start, total, seen = time.perf_counter(), 0.0, 0
-        self.model.train()
-        for images, labels in batches(self.data.train, self.recipe.data.batch, self.generator):
-            total += self._step(images, labels, number) * len(labels)
-            seen += len(labels)
-            progress.step(number, total / seen, seen / (time.perf_counter() - start))
-        speed = seen / (time.perf_counter() - start)
-        share = self._test(self.data.test, number)
-        lr = self.optimizer.param_groups[0]["lr"]
-        return Epoch(number, lr, total / seen, share, speed, time.perf_counter() - start)
-
-    def _step(self, images: Tensor, labels: Tensor, epoch: int) -> float:
-        """One update; returns the loss before it."""
-        images = normalise(augment(images, self.recipe.augment, self.generator), self.recipe.data)
-        loss = self.loss(self.model(images), labels)
-        value = loss.item()
-        self._check("the loss", value, epoch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.recipe.optim.clip_grad is not None:
-            dispatch_clip_grad(self.model.parameters(), self.recipe.optim.clip_grad, self.recipe.optim.clip_mode)
-        self.optimizer.step()
-        self.updates += 1
-        self.scheduler.step_update(self.updates)
-        return value
-
-    def _test(self, split: Split, epoch: int) -> float:
-        logits = predict_logits(self.model.eval(), split.images, self.recipe)
-        self._check("the sum of the test logits", logits.sum().item(), epoch)
-        return accuracy(logits, split.labels)
-
-    def _check(self, what: str, value: float, epoch: int) -> None:
-        """Stop at the first value that is not finite."""
-        if not math.isfinite(value):
-            lr = self.optimizer.param_groups[0]["lr"]
-            raise DivergedError(
-                f"Training diverged at step {self.updates + 1} (epoch {epoch} of {self.recipe.schedule.epochs}, "
-                f"learning rate {lr:.3g}): {what} is {value}. Nothing was saved; "
-                f"try a lower optim.lr (now {self.recipe.optim.lr:.3g}), a longer warm-up or optim.clip_grad=1."
-            )
-
-
-def _to_format(model: nn.Module, name: str) -> None:
-    model.to(memory_format=_FORMATS[name])  # type: ignore[call-overload]
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    optim = recipe.optim
-    return create_optimizer_v2(model, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, **optim.kwargs)
-
-
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:
-    plan = recipe.schedule
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=plan.schedule,
-        num_epochs=plan.epochs,
-        warmup_epochs=plan.warmup_epochs,
-        warmup_lr=plan.warmup_lr,
-        min_lr=plan.min_lr,
-        warmup_prefix=False,
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )
-    return scheduler
+    except RuntimeError as error:
+        if isinstance(error, MixzooError) or not _LOST.search(str(error)):
+            raise
+        saved = saved_steps(out)
+        remedy = f"{saved[0]} is saved: go on with --resume" if saved else "Nothing was saved: start again"
+        reason = str(error).strip().splitlines()[0]
+        raise LostError(f"A process of this run has ended ({reason}). {remedy}.") from error

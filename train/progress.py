@@ -15,9 +15,10 @@ class TrainProgress:
         console: where to write; a bar is drawn only if it is a terminal.
         epochs: number of epochs in the run.
         steps: number of steps in an epoch.
+        done: steps that were made before.
     """
 
-    def __init__(self, console: Console, epochs: int, steps: int) -> None:
+    def __init__(self, console: Console, epochs: int, steps: int, done: int = 0) -> None:
         self.console = console
         self.epochs = epochs
         self.bar = Progress(
@@ -30,7 +31,7 @@ class TrainProgress:
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task(
-            "train", total=epochs * steps, epoch=1, epochs=epochs, loss=0.0, test="-", speed=0.0
+            "train", total=epochs * steps, completed=done, epoch=1, epochs=epochs, loss=0.0, test="-", speed=0.0
         )
 
     def __enter__(self) -> TrainProgress:

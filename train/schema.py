@@ -234,6 +234,7 @@ class SavingRecipe(Section):
     every_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1, description="how many of the last ones stay")
     monitor: Literal["accuracy", "loss"] | None = Field(default="accuracy", description="of the best, which stays too")
+    tensorboard: bool = Field(default=True, description="write for TensorBoard too, where it is installed")
 
 
 class Recipe(Section):

@@ -13,13 +13,11 @@ import typer
 
 from ..export import commands as export_commands
 from .console import (
-    BAD_USAGE,
     Checkpoint,
     Commands,
     Json,
     Model,
     Pretrained,
-    fail,
     numbers,
     progress,
     show,
@@ -225,34 +223,75 @@ def _bench_op(
 
 @app.command()
 def plot(
-    file: Annotated[Path, typer.Argument(help="What `mixzoo bench --out` wrote.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The picture: .png or .svg.")] = Path("bench.png"),
+    source: Annotated[
+        Path, typer.Argument(help="What `bench --out` wrote, or the folder of a run.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The picture: .png or .svg; bench.png, or curves.png in the run.")
+    ] = None,
 ) -> None:
-    """Draw published top-1 accuracy against measured latency."""
+    """Draw published top-1 accuracy against measured latency, or the curves of a training run."""
     from ..bench.plot import plot as draw
     from ..bench.report import read_json_lines
 
-    typer.echo(f"Wrote {draw(read_json_lines(file), out)}")
+    if source.is_dir():
+        from ..train.curves import plot_run
+
+        typer.echo(f"Wrote {plot_run(source, out or source / 'curves.png')}")
+    else:
+        typer.echo(f"Wrote {draw(read_json_lines(source), out or Path('bench.png'))}")
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name, a model's that a recipe lists, or a YAML file.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as optim.lr=1e-3.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the weights, the log and the record.")] = Path("runs/latest"),
+    out: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the record.")] = Path("runs/latest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and what it costs.")] = False,
 ) -> None:
     """Train a model as a recipe describes."""
-    from ..train import RecipeError, load_recipe
+    from ..train import load_recipe
     from ..train import train as run
 
-    try:
-        wanted = load_recipe(recipe, overrides or [])
-    except RecipeError as error:
-        fail(str(error), BAD_USAGE)
-    result = run(wanted, out=out)
+    wanted = load_recipe(recipe, overrides or [])
+    if dry_run:
+        from ..train.plan import make_plan, show_plan
+
+        show(show_plan(make_plan(wanted)))
+        return
+    result = run(wanted, out=out, resume=resume)
     typer.echo(f"{100 * result.accuracy:.2f} % of the test images are right; the run is in {result.checkpoint}")
+
+
+@app.command("eval")
+def eval_(
+    model: Annotated[str, typer.Argument(help="A model's name, or the folder of a run.", show_default=False)],
+    data: Annotated[str, typer.Option(help="A folder with one for each class, or a source of recipes.")] = "",
+    root: Annotated[Path | None, typer.Option(help="Folder of the source.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the source; the one that recipes test on by default.")] = "",
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = False,
+    size: Annotated[int, typer.Option(min=0, help="Pixels per side; the model's own by default.")] = 0,
+    batch: Annotated[int, typer.Option(min=2, help="Images a call.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a model or a run on labelled images: top-1, top-5, loss, speed."""
+    from ..train.judge import Wanted, judge
+
+    scores = judge(model, Wanted(data, root, split, size, batch, workers), checkpoint, pretrained)
+    if as_json:
+        show_json(scores.record())
+        return
+    typer.echo(
+        f"{scores.images} images: top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}, loss {scores.loss:.4f}, "
+        f"{scores.images_per_s:.0f} images/s"
+    )
 
 
 @app.command()

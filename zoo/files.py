@@ -56,6 +56,36 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary directory that takes the name of ``path`` as a whole only if the block succeeds.
+
+    Its files are on the disk before it does, so that a machine that stops does not leave half of them. If the block
+    fails, or the process is killed, an earlier folder at ``path`` stays as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        for item in (*temporary.rglob("*"), temporary):
+            _to_disk(item)
+        _replace(temporary, target)
+        _to_disk(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def folder_or_temporary(path: Path | None) -> Iterator[Path]:
     """Yield ``path``, made where it is not there, or a temporary folder that is removed afterwards where it is None."""
     if path is not None:

@@ -1,0 +1,368 @@
+"""One model on its way through one recipe: steps, tests, and saved positions to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from timm.models import model_parameters
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor, nn
+
+from ..zoo.errors import MixzooError
+from .checkpoint import save_run
+from .data import (
+    Batch,
+    Examples,
+    Finish,
+    TrainBatches,
+    check_unreadable,
+    eval_batches,
+    eval_transform,
+    make_loader,
+    train_transform,
+)
+from .diagnose import first_not_finite
+from .evaluate import Scores, evaluate
+from .images import Data
+from .logs import Epoch, RunLogs, Step
+from .models import build_model, build_teacher, classifier_parameters, freeze_below_head, to_format
+from .parts import Objective, current_lr, make_optimizer, make_scheduler
+from .processes import Processes, later
+from .progress import TrainProgress
+from .randomness import FORWARD, seed_all
+from .recipe import RecipeError
+from .schema import Recipe
+from .snapshots import Snapshot, prune, write_snapshot
+from .sources import check_label
+
+
+class DivergedError(MixzooError):
+    """The loss or the outputs stopped being finite; the result was not saved."""
+
+
+@dataclass
+class Position:
+    """How far a run is: steps in all, steps and loss of the epoch that it is in, epochs that are done, and time."""
+
+    step: int = 0
+    done: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    epochs: list[Epoch] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        return len(self.epochs) + 1
+
+
+class Loop:
+    """A run from its beginning, or from a saved step, to its end.
+
+    Args:
+        recipe: what to do.
+        data: images.
+        out: folder for what is left behind.
+        console: where progress goes.
+        processes: devices.
+        snapshot: the saved step; None begins.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        out: Path,
+        console: Console,
+        processes: Processes,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        self.recipe, self.data, self.out = recipe, data, out
+        self.console, self.processes, self.snapshot = console, processes, snapshot
+        self._build_loaders()
+        self._build_model()
+        self.position = Position()
+        if snapshot is not None:
+            self._restore(snapshot)
+
+    # what it is made of
+
+    def _build_loaders(self) -> None:
+        recipe, at = self.recipe, self.processes
+        check_batch(recipe, len(self.data.train), at.count)
+        pin = at.device.type == "cuda"
+        transform = train_transform(recipe.data, recipe.augment)
+        self.examples = Examples(self.data.train, transform, recipe.data, recipe.seed)
+        self.batches = TrainBatches(
+            len(self.data.train), recipe.data, recipe.seed, at.rank, at.count, recipe.compute.accumulate
+        )
+        self.loader = make_loader(self.examples, self.batches, recipe.data.workers, pin)
+        self.test_examples = Examples(self.data.test, eval_transform(recipe.data), recipe.data, None)
+        size = max(1, recipe.data.batch // at.count)
+        places = eval_batches(len(self.data.test), size, at.rank, at.count)
+        self.test_loader = make_loader(self.test_examples, places, recipe.data.workers, pin)
+        last = recipe.compute.memory_format == "channels_last"
+        self.finish = Finish(recipe.data, at.device, recipe.augment, recipe.seed, last)
+        self.test_finish = Finish(recipe.data, at.device, channels_last=last)
+        self.steps = self.batches.steps
+
+    def _build_model(self) -> None:
+        recipe, at, classes = self.recipe, self.processes, len(self.data.classes)
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe, classes, start=self.snapshot is None)
+        teacher = build_teacher(recipe.distillation, recipe, classes) if recipe.distillation.teacher else None
+        prepare_model(model, recipe, at.device)
+        self.ema = ModelEmaV3(model, recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
+        self.model = model
+        optimizer = make_optimizer(model, recipe)
+        self.scheduler = make_scheduler(optimizer, recipe, self.steps)
+        self.called, self.optimizer = at.prepare(model, optimizer)
+        self.objective = Objective(recipe, classes, teacher.to(at.device) if teacher is not None else None)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        facts = snapshot.facts
+        nn.Module.load_state_dict(self.model, snapshot.weights["model"])
+        if self.ema is not None:
+            nn.Module.load_state_dict(self.ema.module, snapshot.weights["ema"])
+        self.optimizer.load_state_dict(snapshot.state["optimizer"])
+        if self.processes.accelerator.scaler is not None:
+            self.processes.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
+        self.examples.unreadable = {int(k): v for k, v in facts["unreadable"].items()}
+        epochs = [Epoch(**row) for row in facts["epochs"]]
+        self.position = Position(facts["step"], facts["done"], facts["loss"], facts["seconds"], epochs)
+
+    # what it does
+
+    def run(self) -> tuple[tuple[Epoch, ...], float]:
+        """Train to the end and save the result; gives the epochs, and the seconds that they took."""
+        at, total = self.position, self.recipe.schedule.total_epochs
+        with TrainProgress(self.console, total, self.steps, at.step) as self.progress, self._logs() as self.logs:
+            while at.epoch <= total:
+                epoch = self._epoch()
+                self._tell(epoch, total)
+                self._save(epoch)
+        self._result()
+        return tuple(at.epochs), at.seconds
+
+    def _logs(self) -> Any:
+        from contextlib import closing, nullcontext
+
+        if not self.processes.main:
+            return nullcontext()
+        at = self.position
+        return closing(RunLogs(self.out, at.step, len(at.epochs), self.recipe.saving.tensorboard))
+
+    def _epoch(self) -> Epoch:
+        """Train what is left of the epoch, and test."""
+        at, start, first = self.position, time.perf_counter(), self.position.done
+        set_training_mode(self.model, self.recipe)
+        for parts in self._parts():
+            self._step(parts)
+            size = self.recipe.data.batch
+            self.progress.step(at.epoch, at.loss / at.done, (at.done - first) * size / (time.perf_counter() - start))
+            self._save_step()
+        trained = time.perf_counter() - start
+        if self.recipe.schedule.per == "epoch":
+            self.scheduler.step(at.epoch)
+        scores, raw = self._test()
+        speed = (at.done - first) * self.recipe.data.batch / max(trained, 1e-9)
+        loss, lr = at.loss / max(at.done, 1), current_lr(self.optimizer)
+        seconds = time.perf_counter() - start
+        epoch = Epoch(at.epoch, lr, loss, scores.top1, scores.loss, speed, seconds, raw.top1 if raw else None)
+        at.epochs.append(epoch)
+        at.done, at.loss, at.seconds = 0, 0.0, at.seconds + seconds
+        return epoch
+
+    def _parts(self) -> Iterator[list[Batch]]:
+        """The batches of each step that is left of this epoch, one for each part that it is computed in."""
+        self.batches.seek(self.position.epoch, self.position.done)
+        batches, count = iter(self.loader), self.recipe.compute.accumulate
+        for _ in range(self.position.done, self.steps):
+            yield [self._checked(next(batches)) for _ in range(count)]
+
+    def _checked(self, batch: Batch) -> Batch:
+        self.examples.unreadable.update(batch.unreadable)
+        if self.data.train.labels is None:
+            for label, place in zip(batch.labels.tolist(), batch.places, strict=True):
+                check_label(label, self.data.classes, self.data.train.name(place[0]))
+        return batch
+
+    def _step(self, parts: list[Batch]) -> None:
+        """One update, with the loss before it in the log."""
+        at, lr = self.position, current_lr(self.optimizer)
+        self.optimizer.zero_grad()
+        read, seen = self._backward(parts)
+        loss = read()
+        if not math.isfinite(loss):
+            self._diverged(f"the loss is {loss}", seen)
+        self._clip()
+        self.optimizer.step()
+        at.step, at.done, at.loss = at.step + 1, at.done + 1, at.loss + loss
+        if self.ema is not None:
+            self.ema.update(self.model, step=at.step)
+        self.scheduler.step_update(at.step)
+        if self.processes.main:
+            self.logs.step(Step(at.step, at.epoch, lr, loss))
+
+    def _backward(self, parts: list[Batch]) -> tuple[Any, list[Tensor]]:
+        """Gradients of the step: (what reads its loss, the images that the model got)."""
+        at, seen, total = self.position, [], torch.zeros((), device=self.processes.device)
+        for index, batch in enumerate(parts):
+            images, labels = self.finish(batch)
+            seen.append(images)
+            last = index == len(parts) - 1
+            seed_all(self.recipe.seed, FORWARD, at.step, self.batches.shards[index])
+            with self.processes.apart(self.called, not last):
+                loss = self.objective(self.called, images, labels, at.epoch, at.step) / len(parts)
+                total = total + loss.detach()
+                read = later(self.processes.mean(total)) if last else None
+                self.processes.backward(loss)
+        return read, seen
+
+    def _clip(self) -> None:
+        optim = self.recipe.optim
+        if optim.clip_grad is not None:
+            self.processes.accelerator.unscale_gradients(self.optimizer)
+            parameters = model_parameters(self.model, exclude_head=optim.clip_mode == "agc")
+            dispatch_clip_grad(parameters, optim.clip_grad, optim.clip_mode)
+
+    def _test(self) -> tuple[Scores, Scores | None]:
+        """Scores of the result as it is now, and of the weights themselves where that is another."""
+        at = self.processes
+        models = [self.model] if self.ema is None else [self.ema.module, self.model]
+        scores = []
+        for model in models:
+            at.agree(model.buffers())
+            scores.append(evaluate(model.eval(), self.test_loader, self.test_finish, at))
+        if not math.isfinite(scores[-1].loss):
+            self._diverged(f"the loss of the test images is {scores[-1].loss}", [])
+        return scores[0], scores[1] if len(scores) > 1 else None
+
+    def _diverged(self, what: str, seen: list[Tensor]) -> None:
+        """Stop, and say where it began."""
+        at, optim = self.position, self.recipe.optim
+        where = [first_not_finite(self.model, images, self.processes.autocast()) for images in seen]
+        told = [text for part in self.processes.gather(where) for text in part]
+        cause = next((text for text in told if "alone" not in text), told[0] if told else "")
+        raise DivergedError(
+            f"Training diverged at step {at.step + 1} (epoch {at.epoch} of {self.recipe.schedule.total_epochs}, "
+            f"learning rate {current_lr(self.optimizer):.3g}): {what}{'; ' + cause if cause else ''}. The result was "
+            f"not saved; try a lower optim.lr (now {optim.lr:.3g}), a longer warm-up or optim.clip_grad=1."
+        )
+
+    # what it leaves
+
+    def _tell(self, epoch: Epoch, total: int) -> None:
+        at = self.position
+        left = (total - epoch.number) * at.seconds / epoch.number
+        self.progress.epoch(epoch.number, epoch.loss, epoch.accuracy, epoch.images_per_s, left)
+        if self.processes.main:
+            self.logs.epoch(epoch, at.step)
+        unreadable = {k: v for found in self.processes.gather(self._unreadable()) for k, v in found.items()}
+        check_unreadable(unreadable, self.examples.allowed, len(self.examples))
+        if unreadable and epoch.number == total:
+            self.console.print(f"{len(unreadable)} images could not be read: {'; '.join(unreadable.values())}")
+
+    def _unreadable(self) -> dict[int, str]:
+        return self.examples.unreadable
+
+    def _save_step(self) -> None:
+        every = self.recipe.saving.every_steps
+        if every and self.position.step % every == 0 and self.position.done < self.steps:
+            self._snapshot(None)
+
+    def _save(self, epoch: Epoch) -> None:
+        saving = self.recipe.saving
+        if saving.every_epochs and epoch.number % saving.every_epochs == 0:
+            self._snapshot({"accuracy": epoch.accuracy, "loss": epoch.test_loss}.get(saving.monitor or ""))
+
+    def _snapshot(self, score: float | None) -> None:
+        """Save the position; the other processes wait, so that none is ahead of what is on the disk."""
+        if self.processes.main:
+            at, scaler = self.position, self.processes.accelerator.scaler
+            self.logs.sync()
+            weights = {"model": self.model.state_dict()}
+            if self.ema is not None:
+                weights["ema"] = self.ema.module.state_dict()
+            state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+            facts = {
+                "step": at.step,
+                "done": at.done,
+                "loss": at.loss,
+                "seconds": at.seconds,
+                "score": score,
+                "epochs": [asdict(e) for e in at.epochs],
+                "unreadable": self._unreadable(),
+                "processes": self.processes.count,
+                "recipe": self.recipe.model_dump(mode="json"),
+            }
+            write_snapshot(self.out, at.step, weights, state, facts)
+            prune(self.out, self.recipe.saving.keep, _BETTER.get(self.recipe.saving.monitor or ""))
+        self.processes.wait()
+
+    def _result(self) -> None:
+        if self.processes.main:
+            model = self.model if self.ema is None else self.ema.module
+            at, data = self.position, self.data
+            facts = {
+                "classes": list(data.classes),
+                "in_chans": len(self.recipe.data.mean),
+                "train_images": len(data.train),
+                "test_images": len(data.test),
+                "test_accuracy": at.epochs[-1].accuracy,
+                "seconds": at.seconds,
+                "epochs": [asdict(e) for e in at.epochs],
+                "unreadable": list(self._unreadable().values()),
+                "threads": torch.get_num_threads(),
+                "processes": self.processes.count,
+                "device": str(self.processes.device),
+            }
+            save_run(self.out, model.state_dict(), self.recipe, facts)
+        self.processes.wait()
+
+
+_BETTER = {"accuracy": float.__gt__, "loss": float.__lt__}
+
+
+def check_batch(recipe: Recipe, images: int, processes: int) -> None:
+    """Raise RecipeError where the recipe's batch cannot be made of the images, or shared by the processes."""
+    batch, parts = recipe.data.batch, recipe.compute.accumulate
+    if images < batch:
+        raise RecipeError(f"'data.batch' is {batch}, but there are only {images} training images.")
+    if batch % (processes * parts):
+        raise RecipeError(
+            f"'data.batch' is {batch}, which {processes} processes cannot compute in {parts} equal parts each: "
+            f"make it a multiple of {processes * parts}."
+        )
+    if (recipe.augment.mixup or recipe.augment.cutmix) and batch // (processes * parts) % 2:
+        raise RecipeError(f"Mixup and cutmix need an even batch, but a part has {batch // (processes * parts)} images.")
+
+
+def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Everything that a recipe changes in a model before its parameters are given to an optimizer."""
+    compute = recipe.compute
+    to_format(model.to(device), compute.memory_format)
+    if recipe.tuning.train == "head":
+        freeze_below_head(model)
+    if compute.checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if recipe.distillation.teacher and hasattr(model, "set_distilled_training"):
+        model.set_distilled_training(True)  # type: ignore[operator]
+    if compute.compile:
+        model.compile()
+
+
+def set_training_mode(model: nn.Module, recipe: Recipe) -> None:
+    """Training mode; below a head that is trained alone, everything does what it does in use."""
+    model.train()
+    if recipe.tuning.train == "head":
+        trained = {id(p) for p in classifier_parameters(model)}
+        for module in model.modules():
+            if not any(id(p) in trained for p in module.parameters()):
+                module.eval()

@@ -1,0 +1,99 @@
+"""The devices and processes of a run, through Accelerate: `torchrun` starts several, and all else is the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..zoo.extras import require
+from .recipe import RecipeError
+from .schema import ComputeRecipe
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process among those of the run.
+
+    Attributes:
+        rank, count: which of how many it is.
+        main: whether it writes and speaks.
+        device: where it computes.
+
+    Raises:
+        RecipeError: the precision is not to be had here.
+    """
+
+    def __init__(self, compute: ComputeRecipe) -> None:
+        accelerate: Any = require("accelerate", extra="train")
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process
+        processor = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+        self.accelerator = accelerate.Accelerator(cpu=processor, mixed_precision=compute.precision)
+        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        if compute.precision == "fp16" and self.device.type == "cpu":
+            raise RecipeError("'compute.precision' is 'fp16', which a processor does not train in: set bf16 or no.")
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """The model as it is called in training, and the optimizer that scales gradients where it must."""
+        return self.accelerator.prepare(model, optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def apart(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+        """Where ``wanted``, gradients stay in this process: more of the same step are to come."""
+        return self.accelerator.no_sync(model) if wanted else nullcontext()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self.accelerator.autocast()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return self.accelerator.reduce(value, "mean") if self.count > 1 else value
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(value, "sum") if self.count > 1 else value
+
+    def gather(self, value: T) -> list[T]:
+        """What every process has, in their order."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values."""
+        if self.count > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        if self.count > 1:
+            self.accelerator.end_training()
+
+
+def later(value: Tensor) -> Callable[[], float]:
+    """A function that gives the number in ``value`` once the device has it, without waiting for what comes after."""
+    if value.device.type != "cuda":
+        return lambda: float(value)
+    copy = value.detach().to("cpu", non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def read() -> float:
+        event.synchronize()
+        return float(copy)
+
+    return read
