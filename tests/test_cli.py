@@ -95,7 +95,8 @@ def test_info_tells_what_is_known() -> None:
 
 def test_info_knows_the_recipes() -> None:
     assert "shvit_digits" in records("info", "shvit_s1")["recipes"]
-    assert records("info", "van_b0")["recipes"] == []
+    assert records("info", "van_b2")["recipes"] == ["van"]
+    assert records("info", "affnet_et")["recipes"] == []
 
 
 # errors

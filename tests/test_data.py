@@ -129,6 +129,19 @@ def test_an_image_is_augmented_alike_whoever_reads_it_and_wherever_reading_begin
     assert not torch.equal(whole[0], epoch(0, 0, seed=4)[0])
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-n15-mstd0-p1-inc1", "original-mstd0"])
+def test_the_greatest_magnitudes_may_leave_no_bits_of_an_image(policy: str) -> None:
+    steps = train_transform(colour(), AugmentRecipe(auto_augment=policy)).transforms
+    (auto,) = (step for step in steps if type(step).__name__.endswith("Augment"))
+    found = [*getattr(auto, "ops", ()), *(op for group in getattr(auto, "policy", ()) for op in group)]
+    image = Image.fromarray(np.full((8, 8, 3), 255, dtype=np.uint8))
+    operations = [op for op in found if op.name.startswith("Posterize")]
+    assert operations
+    for operation in operations:
+        levels = [np.asarray(operation.aug_fn(image, bits, fillcolor=0)).max() for bits in (8, 1, 0)]
+        assert levels == [255, 128, 0]
+
+
 def test_the_generators_of_the_caller_stay_as_they_were() -> None:
     before = torch.get_rng_state()
     with borrowed_generators():

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import posterize
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -61,11 +63,24 @@ def train_transform(data: DataRecipe, augment: AugmentRecipe) -> Any:
         use_prefetcher=True,  # leaves normalisation to `Finish`
     )
     steps = list(transform.transforms)
+    _let_posterize_keep_nothing(steps)
     if augment.rotate or augment.shift or augment.scale:
         steps.insert(1, _affine(augment))
     if len(data.mean) == 1 and augment.auto_augment:  # timm's operations need colour
         steps = [_to_mode("RGB"), *steps[:-1], _to_mode("L"), steps[-1]]
     return transforms.Compose(steps)
+
+
+def _let_posterize_keep_nothing(steps: Sequence[Any]) -> None:
+    """Make black what timm posterizes to no bits, as at the greatest magnitudes: Pillow refuses that from 13 on."""
+    for step in steps:
+        for operation in (*getattr(step, "ops", ()), *chain.from_iterable(getattr(step, "policy", ()))):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
+    return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def _affine(augment: AugmentRecipe) -> Any:

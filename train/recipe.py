@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 VARIANTS = "variants"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 
 class RecipeError(MixzooError, ValueError):
@@ -124,7 +125,7 @@ def _remedy() -> str:
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _LOADER)
     except yaml.YAMLError as error:
         raise RecipeError(f"Recipe {origin!r} is not valid YAML: {_problem(error)}.") from None
     if not isinstance(tree, dict):

@@ -133,7 +133,7 @@ def _run_folder(checkpoint: Path | None) -> Path | None:
 def _subject(model: str, checkpoint: Path | None, pretrained: bool) -> dict[str, Any]:
     """What tells `mixzoo.export.export` which model, and which weights, are meant."""
     if not pretrained and (run := _run_folder(checkpoint)):
-        from ..train.checkpoint import WEIGHTS
+        from ..train.models import WEIGHTS
 
         return {"model": _load(model, checkpoint, pretrained)[0], "name": model, "checkpoint": run / WEIGHTS}
     options = {"model_options": _options_of(model, checkpoint)} if checkpoint else {}

@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -159,9 +160,20 @@ def _weights(item: Weights) -> Record:
 
 def recipes_for(*names: str) -> list[str]:
     """Names of the package's training recipes for any model or family of ``names``."""
+
+    def lists(globs: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in globs)
+
+    return [recipe for recipe, globs in recipe_models().items() if lists(globs)]
+
+
+@cache
+def recipe_models() -> dict[str, tuple[str, ...]]:
+    """The models of each of the package's training recipes, as names and globs in the order of its file."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     files = (f for f in (resources.files(configs) / "recipes").iterdir() if f.name.endswith(".yaml"))
-    trees = {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text(encoding="utf-8")) for f in files}
-    return sorted(recipe for recipe, tree in trees.items() if (tree.get("model") or {}).get("name") in names)
+    trees = {f.name.removesuffix(".yaml"): yaml.load(f.read_text(encoding="utf-8"), loader) for f in files}
+    return {name: tuple(tree.get("variants") or (tree["model"]["name"],)) for name, tree in sorted(trees.items())}
 
 
 # tables
