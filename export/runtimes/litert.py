@@ -7,7 +7,7 @@ has one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class LiteRtTarget(Target):
         )
 
 
-def _split(x: Tensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+def _split(x: Tensor, split_size: int | list[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Without what takes no parts from a tensor: of that litert_torch makes a list of operands, and fails."""
     whole = x.shape[dim] <= split_size if isinstance(split_size, int) else len(split_size) == 1
     return (x,) if whole else torch.split(x, split_size, dim)
@@ -108,7 +108,7 @@ def _eye(n: int, m: int | None = None, **kind: Any) -> Tensor:
     return (rows[:, None] == columns).to(kind.get("dtype") or torch.get_default_dtype())
 
 
-_PARTS = {
+_PARTS: dict[Any, Callable[..., Any]] = {
     torch.split: _split,
     Tensor.split: _split,
     torch.chunk: _chunk,
