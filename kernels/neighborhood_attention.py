@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Candidate, Op, known, opaque, triton_unsupported
-from .neighborhood_bands import neighborhood_attention_banded
+from .neighborhood_bands import by_residues, from_residues, neighborhood_attention_banded
 from .neighborhood_gradient import neighborhood_attention_gradients
 from .neighborhood_tiles import TilePlan, additive_masks, map_of, rows_of, take_tiles, tile_plan
 
@@ -237,10 +237,15 @@ def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...],
 def _exported(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, dilation: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
-    """By bands of tiles where the size is known, and without gathers; residue classes and open sizes are gathered."""
-    if dilation == 1 and known(*q.shape[2:4]):
+    """By bands of tiles, without gathers; by those only where a size is open, or the dilation does not divide it."""
+    height, width = q.shape[2:4]
+    if not known(height, width) or height % dilation or width % dilation:
+        return neighborhood_attention_reference(q, k, v, kernel_size, dilation, scale, bias)
+    if dilation == 1:
         return neighborhood_attention_banded(q, k, v, kernel_size, scale, bias)
-    return neighborhood_attention_reference(q, k, v, kernel_size, dilation, scale, bias)
+    q, k, v = (by_residues(x, dilation) for x in (q, k, v))
+    bias = None if bias is None else bias.repeat_interleave(dilation**2, dim=0)
+    return from_residues(neighborhood_attention_banded(q, k, v, kernel_size, scale, bias), dilation)
 
 
 NEIGHBORHOOD_ATTENTION_OP = Op(

@@ -110,3 +110,21 @@ def _attend(q: Tensor, kv: Tensor, tile: Size, span: Size, heads: int, scale: fl
     k, v = to_tokens(kv, span).chunk(2, dim=2)
     queries, keys, values = (to_heads(x, heads) for x in (to_tokens(q, tile), k, v))
     return from_heads(attention_reference(queries, keys, values, scale, mask), tile, (q.shape[2], q.shape[3]))
+
+
+def by_residues(x: Tensor, dilation: int) -> Tensor:
+    """(B, heads, H, W, D) -> (B, heads * d * d, H / d, W / d, D): residue classes, which never meet, as heads."""
+    batch, heads, height, width, dim = x.shape
+    apart = F.pixel_unshuffle(x.permute(0, 1, 4, 2, 3).flatten(1, 2), dilation)  # (B, heads * D * d * d, H / d, W / d)
+    apart = apart.reshape(batch, heads, dim, dilation**2, -1).transpose(2, 3)
+    size = (height // dilation, width // dilation)
+    return apart.reshape(batch, heads * dilation**2, dim, *size).permute(0, 1, 3, 4, 2)
+
+
+def from_residues(x: Tensor, dilation: int) -> Tensor:
+    """The inverse of `by_residues`."""
+    batch, classes, height, width, dim = x.shape
+    heads = classes // dilation**2
+    joined = x.permute(0, 1, 4, 2, 3).reshape(batch, heads, dilation**2, dim, -1).transpose(2, 3)
+    whole = F.pixel_shuffle(joined.reshape(batch, heads * dim * dilation**2, height, width), dilation)
+    return whole.reshape(batch, heads, dim, height * dilation, width * dilation).permute(0, 1, 3, 4, 2)

@@ -15,7 +15,7 @@ REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "randformer_s12", "identit
 # (beginning of the model's name, target): why
 KNOWN = {
     ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
-    ("dinat", "ncnn"): "dilated neighborhoods are gathered by indices; those of NAT are slices",
+    ("soft_norm", "ncnn"): "how often the first guess is halved is found by comparisons, which ncnn does not have",
 }
 
 

@@ -21,6 +21,7 @@ from mixzoo.kernels.neighborhood_attention import (
     neighborhood_attention,
     neighborhood_attention_reference,
 )
+from mixzoo.kernels.neighborhood_bands import neighborhood_attention_banded
 from mixzoo.kernels.neighborhood_gradient import neighborhood_attention_gradients
 from mixzoo.kernels.neighborhood_tiles import choose_tile, tile_plan
 from support import rel_err, tolerances
@@ -305,3 +306,21 @@ def test_an_exported_graph_takes_other_sizes() -> None:
     for size in ((9, 12), (7, 15), (20, 6)):
         other = inputs((*size, 3, 2), 3, False, torch.float64)[0].detach()
         assert rel_err(program.module()(other, bias), Attend()(other, bias)) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 9), (15, 22), (28, 31), (56, 8)])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_bands_of_exported_graphs_are_the_reference(size: tuple[int, int], kernel: int) -> None:
+    q, k, v = torch.randn(3, 2, 2, *size, 8, dtype=torch.float64)
+    bias = torch.randn(2, 2 * kernel - 1, 2 * kernel - 1, dtype=torch.float64)
+    for table in (None, bias):
+        expected = neighborhood_attention_reference(q, k, v, kernel, 1, 0.3, table)
+        assert rel_err(neighborhood_attention_banded(q, k, v, kernel, 0.3, table), expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize(("size", "dilation"), [((14, 16), 2), ((28, 32), 4), ((15, 14), 2)])
+def test_dilated_form_of_exported_graphs_is_the_reference(size: tuple[int, int], dilation: int) -> None:
+    q, k, v = torch.randn(3, 2, 2, *size, 8, dtype=torch.float64)
+    args = (q, k, v, 7, dilation, 0.3, torch.randn(2, 13, 13, dtype=torch.float64))
+    exported = NEIGHBORHOOD_ATTENTION_OP.exported
+    assert exported and rel_err(exported(*args), neighborhood_attention_reference(*args)) < TOLERANCE[torch.float64]

@@ -11,6 +11,7 @@ from mixzoo.blocks.mixers import MIXERS
 from mixzoo.export import get_target
 from mixzoo.export.capture import Capture
 from mixzoo.export.errors import ExportError
+from mixzoo.export.runtimes.ncnn_parts import PARTS
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
 from torch import Tensor, nn
@@ -59,3 +60,17 @@ def test_every_mixer_in_ncnn(mixer: str, tmp_path: Path) -> None:
 def test_mixers_in_litert(mixer: str, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch")
     compare(*exported(mixer, "litert", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (slice(None), slice(None), slice(None, None, 2)),
+        (..., slice(1, None, 2)),
+        (slice(0, 1), slice(1, 3), slice(1, 6, 3), slice(3, None, 4)),
+        (slice(None), slice(None), slice(4, None, 3), slice(-3, -1)),
+    ],
+)
+def test_slices_with_steps_as_blocks(index: tuple[object, ...]) -> None:
+    x = torch.randn(2, 3, 7, 10)
+    assert torch.equal(PARTS[Tensor.__getitem__](x, index), x[index])
