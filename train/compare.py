@@ -34,6 +34,7 @@ from .engine import train
 from .models import RECORD
 from .recipe import load_recipe, override
 from .schema import Recipe
+from .snapshots import saved_steps
 
 RECIPE = "mixers_digits"
 LINES, PICTURE = "compare.jsonl", "compare.png"
@@ -131,7 +132,7 @@ def _trained(recipe: Recipe, folder: Path, console: Console) -> Trained:
                 return run
         except CheckpointError as error:
             console.print(f"  trained again: {error}", markup=False)
-    train(recipe, out=folder, console=console)
+    train(recipe, out=folder, console=console, resume=bool(saved_steps(folder)))
     return load_run(folder)
 
 

@@ -81,7 +81,8 @@ def train(
     recipe = override(recipe, overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     out, processes = Path(out), Processes(recipe.compute)
     console = (console or Console(stderr=True)) if processes.main else Console(quiet=True)
-    data = load_data(recipe.data)
+    with processes.first_here():
+        data = load_data(recipe.data)
     if resume and (out / RECORD).is_file():
         return _finished(out, recipe, data, console)
     snapshot = _prepare(out, recipe, resume, console, processes)

@@ -75,6 +75,10 @@ class Processes:
         """The sum over all processes."""
         return self.accelerator.reduce(value, "sum") if self.count > 1 else value
 
+    def first_here(self) -> AbstractContextManager[Any]:
+        """What is done inside is done by the first process of this machine before the others: it may download."""
+        return self.accelerator.local_main_process_first()
+
     def gather(self, value: T) -> list[T]:
         """What every process has, in their order."""
         if self.count == 1:
