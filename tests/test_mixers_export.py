@@ -17,7 +17,7 @@ from mixzoo.export import get_target
 from mixzoo.export.capture import Capture
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
-from test_mixers import SHELLS, side
+from test_mixers import SHELLS, build, side
 from test_open_sizes import CLOSED, GRID, SIZES
 
 pytest.importorskip("onnxruntime")
@@ -53,8 +53,7 @@ def some_pairs() -> list[tuple[str, str]]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("shell", "mixer"), some_pairs())
 def test_shells_export_with_any_mixer(shell: str, mixer: str, tmp_path: Path) -> None:
-    edge = side(shell)
-    model = mixzoo.create_model(shell, num_classes=5, img_size=edge, mixer=mixer, **SHELLS[shell])
+    model, edge = build(shell, mixer).float(), side(shell)
     options = {"sizes": ((edge, edge), (edge, edge + 32)), "batches": (1, 2), "dynamic": ("batch",)}
     (report,) = mixzoo.export(model, out=tmp_path, **options)
     assert report.error <= 1e-4 and report.dynamic_axes == ("batch",)
