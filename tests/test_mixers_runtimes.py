@@ -74,3 +74,9 @@ def test_mixers_in_litert(mixer: str, tmp_path: Path) -> None:
 def test_slices_with_steps_as_blocks(index: tuple[object, ...]) -> None:
     x = torch.randn(2, 3, 7, 10)
     assert torch.equal(PARTS[Tensor.__getitem__](x, index), x[index])
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 3.0, 4, -1, -2.0])
+def test_whole_powers_of_any_sign_are_products(exponent: float) -> None:
+    x = image((2, 3, 4, 5))
+    assert bool((x < 0).any()) and rel_err(PARTS[torch.pow](x, exponent), x**exponent) < TOLERANCE[torch.float64]

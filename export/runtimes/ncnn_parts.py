@@ -74,8 +74,9 @@ def _normalize(x: Tensor, p: float = 2, dim: int = 1, eps: float = 1e-12, out: N
 
 def _pow(x: Tensor, exponent: Any) -> Tensor:
     """By products for small whole numbers: ncnn's power is NaN for what is not positive."""
-    if isinstance(exponent, int) and 1 <= exponent <= 4:
-        return x if exponent == 1 else math.prod([x] * (exponent - 1), start=x)
+    if isinstance(exponent, int | float) and float(exponent).is_integer() and 1 <= abs(exponent) <= 4:
+        power = math.prod([x] * (int(abs(exponent)) - 1), start=x)
+        return power if exponent > 0 else 1 / power
     return x.clamp(min=_TINY) ** exponent
 
 
