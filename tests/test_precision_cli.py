@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import pytest
 from mixzoo.export.target import TARGETS
-from mixzoo.train.data import digits, write_images
+from mixzoo.train.pixels import digits, write_images
 from mixzoo.zoo.cli import app
 from typer.testing import CliRunner
 
