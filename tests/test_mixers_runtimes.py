@@ -80,3 +80,21 @@ def test_slices_with_steps_as_blocks(index: tuple[object, ...]) -> None:
 def test_whole_powers_of_any_sign_are_products(exponent: float) -> None:
     x = image((2, 3, 4, 5))
     assert bool((x < 0).any()) and rel_err(PARTS[torch.pow](x, exponent), x**exponent) < TOLERANCE[torch.float64]
+
+
+class Third(nn.Module):
+    """Takes one of three parts: pnnx leaves the others as tensors that nothing reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.chunk(3, dim=1)[1] * 2
+
+
+def test_parts_that_nothing_reads_are_no_outputs_of_an_ncnn_file(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    module = fill_(nn.Sequential(nn.Conv2d(4, 6, 1), Third(), nn.Conv2d(2, 5, 1)).eval()).requires_grad_(False)
+    x, target = image((1, 4, 6, 7)).float(), get_target("ncnn")
+    target.export(Capture(module, x, ()), tmp_path / "third.param", {})
+    (out,) = target.load(tmp_path / "third.param").outputs(x.numpy())
+    assert rel_err(torch.from_numpy(out), module(x)) < 10 * TOLERANCE[torch.float32]
+    assert [t.name for t in target.describe(tmp_path / "third.param").outputs] == ["out0"]

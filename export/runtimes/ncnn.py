@@ -34,7 +34,7 @@ _NO_EIGHT_BITS = (
 )
 _LIMIT = 600  # seconds for pnnx: what works takes a few
 _HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
-_INPUT = "Input"
+_INPUT, _OUTPUT = "Input", "out"  # kind of layer, and how pnnx names what the model returns
 _NOT_COUNTED = (_INPUT, "MemoryData", "Split")  # they hold and name tensors
 
 
@@ -56,7 +56,8 @@ class NcnnRunner(Runner):
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
             raise RuntimeError(f"ncnn cannot read {path.name}")
         self.input_name = self.net.input_names()[0]
-        self.output_names = sorted(self.net.output_names(), key=lambda name: int(name.removeprefix("out")))
+        names = [name for name in self.net.output_names() if name.startswith(_OUTPUT)]  # not parts that nothing reads
+        self.output_names = sorted(names, key=lambda name: int(name.removeprefix(_OUTPUT)))
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output, computed image by image."""
