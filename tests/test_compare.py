@@ -42,6 +42,21 @@ def test_a_finished_run_is_taken_as_it_is(folder: Path) -> None:
     assert result.accuracy and (folder / "pool" / RECORD).stat().st_mtime_ns == before
 
 
+def test_seeds_give_a_mean_and_a_spread(folder: Path) -> None:
+    settings = [*SHELL, "model.kwargs.depths=[1,1,1,1]", "model.kwargs.dims=[8,16,16,16]", "data.size=64"]
+    (result,) = comparison.compare(
+        "metaformer", ["pool"], folder, settings, Console(quiet=True), recipe="mixers_digits", seeds=(0, 1)
+    )
+    first, second = result.accuracies
+    assert result.shell == "metaformer" and first != second
+    assert result.accuracy == pytest.approx((first + second) / 2)
+    assert result.spread == pytest.approx(abs(first - second) / 2**0.5)
+    records = [json.loads((folder / f"pool_seed{seed}" / RECORD).read_text()) for seed in (0, 1)]
+    assert [r["test_accuracy"] for r in records] == [first, second]
+    assert [r["recipe"]["seed"] for r in records] == [0, 1]
+    assert "±" in [column.header for column in comparison.table([result]).columns]
+
+
 def test_a_mixer_that_does_not_fit_is_left_out_with_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise MixzooError("no such thing here")

@@ -1,12 +1,15 @@
 """Token mixers side by side: the same shell, data and settings, trained, deployed and measured one after the other.
 
-Every mixer's run is kept in a folder of its own. A run that is there already, finished and of the same recipe, is taken
-as it is, so that a comparison that was interrupted goes on where it stopped.
+With several seeds each mixer is trained once for each, and its accuracy is their mean with the standard deviation beside
+it: what two mixers differ by says nothing where it is within that. Every run is kept in a folder of its own. A run that
+is there already, finished and of the same recipe, is taken as it is, so that a comparison that was interrupted goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +29,7 @@ from ..blocks.mixers import MIXERS
 from ..zoo.errors import CheckpointError, MixzooError, UnknownNameError
 from ..zoo.extras import require
 from ..zoo.files import atomic_write
-from ..zoo.registry import get_variant
+from ..zoo.registry import FAMILIES, get_variant
 from ..zoo.tables import new_table, number
 from ..zoo.timing import measure, torch_threads
 from .checkpoint import Trained, load_run
@@ -47,19 +50,23 @@ class MixerResult:
 
     Attributes:
         shell, mixer: names.
-        accuracy: share of the test images that are right after training.
-        loss: mean training loss of the last epoch.
+        accuracy: share of the test images that are right after training, mean over the seeds.
+        spread: sample standard deviation of that over the seeds; None with one seed.
+        accuracies: that of each seed, in their order.
+        loss: mean training loss of the last epoch, mean over the seeds.
         params_m: learned parameters, 1e6.
         macs_g: multiply-accumulates of one image at the recipe's size, 1e9.
         latency_ms: of the deploy form, one image a call, median of interleaved turns.
         peak_mb: MiB of tensors that such a call holds at once beside its weights.
-        train_seconds: time of the training.
+        train_seconds: time of the training, mean over the seeds.
         reason: why the mixer has no figures.
     """
 
     shell: str
     mixer: str
     accuracy: float | None = None
+    spread: float | None = None
+    accuracies: tuple[float, ...] = ()
     loss: float | None = None
     params_m: float | None = None
     macs_g: float | None = None
@@ -70,49 +77,71 @@ class MixerResult:
 
 
 def compare(
-    shell: str,
+    shell: str | None = None,
     mixers: Sequence[str] = ("all",),
     out: str | Path = "compare",
     overrides: Iterable[str] = (),
     console: Console | None = None,
+    recipe: str | Path = RECIPE,
+    seeds: Sequence[int] | None = None,
 ) -> list[MixerResult]:
     """Train ``shell`` with each of ``mixers`` under identical settings, and measure what came out.
 
-    Leaves in ``out``: a folder with the run of each mixer, ``compare.jsonl`` and ``compare.png``.
+    Leaves in ``out``: a folder with each run (the mixer's name, and the seed where there are several),
+    ``compare.jsonl`` and ``compare.png``.
 
     Args:
-        shell: a model of the zoo.
+        shell: a model or a family of the zoo; the recipe's own model if None.
         mixers: names of mixers, or "all".
         out: the folder.
-        overrides: ``key=value`` changes of the recipe ``mixers_digits`` for all of them, such as "schedule.epochs=20".
+        overrides: ``key=value`` changes of the recipe for all of them, such as "schedule.epochs=20".
         console: where progress goes; standard error if None.
+        recipe: name or path of the settings.
+        seeds: of the runs of each mixer; the recipe's own if None.
 
     Raises:
-        UnknownModelError, UnknownNameError: no such model or mixer.
+        UnknownModelError, UnknownNameError: no such model, mixer or recipe.
+        RecipeError: the recipe cannot be read, or an override is wrong.
         MissingExtraError: a package is not installed.
     """
     require("matplotlib", extra="train")
-    shell, names, folder = get_variant(shell).name, _expand(mixers), Path(out)
+    names, folder = _expand(mixers), Path(out)
     console = console or Console(stderr=True)
-    recipe = override(load_recipe(RECIPE), [f"model.name={shell}", *overrides])
+    settings = override(load_recipe(recipe), [*_shell(shell), *overrides])
+    shell, chosen = settings.model.name, tuple(dict.fromkeys(seeds or (settings.seed,)))
     results: dict[str, MixerResult] = {}
     trained: dict[str, Trained] = {}
     for index, name in enumerate(names, 1):
         console.print(f"[bold]{name}[/] in {shell} ({index} of {len(names)})")
         results[name] = MixerResult(shell, name)
         try:
-            trained[name] = _trained(override(recipe, [f"model.kwargs.mixer={name}"]), folder / name, console)
-            results[name] = _facts(results[name], trained[name])
+            runs = [
+                _trained(override(settings, [f"model.kwargs.mixer={name}", f"seed={seed}"]), path, console)
+                for seed, path in _folders(folder, name, chosen)
+            ]
+            results[name], trained[name] = _facts(results[name], runs), runs[0]
         except MixzooError as error:
             results[name] = replace(results[name], reason=str(error))
             console.print(f"  left out: {error}", markup=False)
-    for name, (latency, peak) in _speeds(trained, recipe).items():
+    for name, (latency, peak) in _speeds(trained, settings).items():
         results[name] = replace(results[name], latency_ms=latency, peak_mb=peak)
     found = list(results.values())
     atomic_write(folder / LINES, json_lines(found, describe_machine()))
     if any(result.latency_ms for result in found):
         atomic_write(folder / PICTURE, _draw(found))
     return found
+
+
+def _shell(name: str | None) -> list[str]:
+    """The override that names the model; a family stands for itself."""
+    if name is None:
+        return []
+    return [f"model.name={name if name in FAMILIES else get_variant(name).name}"]
+
+
+def _folders(folder: Path, mixer: str, seeds: Sequence[int]) -> list[tuple[int, Path]]:
+    """(seed, where its run is kept) of one mixer."""
+    return [(seed, folder / (mixer if len(seeds) == 1 else f"{mixer}_seed{seed}")) for seed in seeds]
 
 
 def _expand(mixers: Sequence[str]) -> list[str]:
@@ -136,15 +165,18 @@ def _trained(recipe: Recipe, folder: Path, console: Console) -> Trained:
     return load_run(folder)
 
 
-def _facts(result: MixerResult, run: Trained) -> MixerResult:
-    size, in_chans = run.recipe.data.size, run.record["in_chans"]
+def _facts(result: MixerResult, runs: Sequence[Trained]) -> MixerResult:
+    first, accuracies = runs[0], tuple(run.record["test_accuracy"] for run in runs)
+    size, in_chans = first.recipe.data.size, first.record["in_chans"]
     return replace(
         result,
-        accuracy=run.record["test_accuracy"],
-        loss=run.record["epochs"][-1]["loss"],
-        params_m=round(sum(p.numel() for p in run.model.parameters()) / 1e6, 3),
-        macs_g=round(count_macs(run.model, 1, in_chans, size, size) / 1e9, 4),
-        train_seconds=round(run.record["seconds"], 1),
+        accuracy=statistics.mean(accuracies),
+        spread=statistics.stdev(accuracies) if len(runs) > 1 else None,
+        accuracies=accuracies,
+        loss=statistics.mean(run.record["epochs"][-1]["loss"] for run in runs),
+        params_m=round(sum(p.numel() for p in first.model.parameters()) / 1e6, 3),
+        macs_g=round(count_macs(first.model, 1, in_chans, size, size) / 1e9, 4),
+        train_seconds=round(statistics.mean(run.record["seconds"] for run in runs), 1),
     )
 
 
@@ -174,15 +206,17 @@ def json_lines(results: Iterable[MixerResult], machine: dict[str, Any]) -> str:
 
 
 def table(results: Sequence[MixerResult]) -> Table:
-    """Results, best accuracy first."""
-    title = f"{results[0].shell}, equal settings, scikit-learn's handwritten digits"
-    numbers = ("accuracy %", "loss", "params M", "MACs G", "deploy ms", "peak MiB", "train s")
+    """Results, best accuracy first; its spread over the seeds where there are several."""
+    spread = any(r.spread is not None for r in results)
+    accuracy = ("accuracy %", "±") if spread else ("accuracy %",)
+    numbers = (*accuracy, "loss", "params M", "MACs G", "deploy ms", "peak MiB", "train s")
     caption = "\n".join(describe(describe_machine()))
-    grid = new_table(("mixer",), numbers, ("why not",), title=title, caption=caption)
+    grid = new_table(("mixer",), numbers, ("why not",), title=f"{results[0].shell}, equal settings", caption=caption)
     for r in sorted(results, key=lambda r: -(r.accuracy or 0.0)):
+        shares = (r.accuracy, r.spread) if spread else (r.accuracy,)
         grid.add_row(
             r.mixer,
-            number(None if r.accuracy is None else 100 * r.accuracy, ".2f"),
+            *(number(None if share is None else 100 * share, ".2f") for share in shares),
             number(r.loss, ".3f"),
             number(r.params_m, ".2f"),
             number(r.macs_g, ".4f"),
@@ -204,7 +238,10 @@ def _draw(results: Sequence[MixerResult]) -> bytes:
     axes = figure.add_subplot()
     for r in results:
         if r.latency_ms is not None and r.accuracy is not None and r.params_m is not None:
-            axes.scatter([r.latency_ms], [100 * r.accuracy], s=10 * r.params_m, alpha=0.7)
+            dots = axes.scatter([r.latency_ms], [100 * r.accuracy], s=10 * r.params_m, alpha=0.7)
+            if r.spread is not None:
+                colour = dots.get_facecolor()
+                axes.errorbar([r.latency_ms], [100 * r.accuracy], [100 * r.spread], ecolor=colour, elinewidth=1)
             axes.annotate(r.mixer, (r.latency_ms, 100 * r.accuracy), (4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("deploy form, ms an image")
     axes.set_ylabel("test accuracy, %")

@@ -298,18 +298,25 @@ def eval_(
 
 @app.command()
 def compare(
-    shell: Annotated[str, typer.Option(help="The model that every mixer is put into.")] = "poolformer_s12",
+    shell: Annotated[
+        str | None, typer.Option(help="The model that every mixer is put into; the recipe's own if left out.")
+    ] = None,
     mixers: Annotated[str, typer.Option(help="Names of mixers, separated by commas, or all.")] = "all",
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, for all mixers alike.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs, the figures and the picture.")] = Path("compare"),
+    recipe: Annotated[str, typer.Option(help="The settings: a recipe's name or file.")] = "mixers_digits",
+    seeds: Annotated[
+        str | None, typer.Option(help="Train each mixer with these seeds: mean and standard deviation are shown.")
+    ] = None,
 ) -> None:
     """Train one shell with each token mixer under identical settings, and measure them side by side."""
     from ..train.compare import compare as run
     from ..train.compare import table
 
-    show(table(run(shell, split(mixers), out, overrides or [])))
+    chosen = numbers(seeds, "--seeds") if seeds else None
+    show(table(run(shell, split(mixers), out, overrides or [], recipe=recipe, seeds=chosen)))
 
 
 @app.command()
