@@ -21,7 +21,9 @@ class _OutOfTime(BaseException):
 def limited(seconds: float | None) -> Iterator[None]:
     """Let the body use so many seconds of processor time at most; None for no limit.
 
-    Only the main thread can be interrupted, and only where the system has such timers: elsewhere there is no limit.
+    Only the main thread can be interrupted, and only where the system has such timers: elsewhere there is no limit. The
+    handler takes the place of the system's own for good: a signal can still be on its way to another thread when the
+    timer is stopped, and would then end the process without a word.
 
     Raises:
         ExportError: they are used up.
@@ -30,15 +32,30 @@ def limited(seconds: float | None) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGVTALRM, _interrupt)
-    signal.setitimer(signal.ITIMER_VIRTUAL, max(seconds, 1e-3), _AGAIN)
     try:
-        yield
+        _Clock.runs = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, max(seconds, 1e-3), _AGAIN)
+        try:
+            yield
+        finally:
+            _stop()
     except _OutOfTime:
         raise ExportError(f"no graph was found in {seconds:g} s of processor time") from None
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        _stop()  # again, where the time ran out in the midst of stopping
+        if callable(before):
+            signal.signal(signal.SIGVTALRM, before)
+
+
+class _Clock:
+    runs = False
+
+
+def _stop() -> None:
+    _Clock.runs = False
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _OutOfTime
+    if _Clock.runs:
+        raise _OutOfTime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mixzoo.export import ExportError, Report, VerificationError, export, get_ta
 from mixzoo.export.capture import Capture
 from mixzoo.export.errors import UnprovableError
 from mixzoo.export.numbers import relative_error
+from mixzoo.export.patience import limited
 from mixzoo.export.prepare import prepare
 from mixzoo.export.runtimes import onnx as onnx_target
 from mixzoo.export.shapes import proof_sizes
@@ -239,6 +241,14 @@ def test_a_guard_that_changes_nothing_closes_no_axis(tmp_path: Path) -> None:
 def test_a_capture_without_end_is_given_up(tmp_path: Path) -> None:
     outcome = attempt(small(freeze=wait_for_size), tmp_path, patience=1)
     assert outcome.axes == ("batch",) and "in 1 s of processor time" in outcome.fixed[ALL]
+
+
+def test_a_late_signal_of_the_limit_ends_nothing() -> None:
+    with pytest.raises(ExportError, match=r"0\.05 s"), limited(0.05):
+        while True:
+            pass
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    signal.raise_signal(signal.SIGVTALRM)  # by the system's own handler this process would be gone
 
 
 def test_onnx_says_why_axes_are_fixed(tmp_path: Path) -> None:
