@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes from constraints.txt.
 # Plain make and POSIX sh: works with GNU make 3.81 and BSD tools.
 #
-#   make demo        the main job: train, deploy, export, verify and benchmark a small model on real images
+#   make demo        the main job: fine-tune, deploy, export, verify and benchmark a small model on real images
 #   make test        lint, types and tests
 #   make test-full   the same over every variant; takes hours
 #   make fast        the tests that take seconds

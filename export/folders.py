@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 
-from ..zoo.pictures import preparation
+from ..zoo.pictures import folder_name, preparation
 from .errors import ExportError
 from .prepare import Prepared
 from .shapes import Size
@@ -116,10 +116,11 @@ def _classes(folder: Path, num_classes: int, known: Any) -> list[str]:
             f"--labelled {folder} has {len(names)} classes ({_some(names)}), but the model tells {num_classes} apart: "
             "give a folder for each of its classes, and no others."
         )
+    known = [folder_name(str(name)) for name in known or ()]
     if known and set(known) != set(names):
         odd = sorted(set(names) - set(known))
         raise FolderError(f"--labelled {folder} has classes that the model was not trained on: {_some(odd)}.")
-    return list(known) if known else sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+    return known if known else sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
 def _images_of(folder: Path) -> list[Path]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from mixzoo.train import compare as comparison
-from mixzoo.train.models import RECORD
 from mixzoo.zoo.errors import MixzooError, UnknownNameError
+from mixzoo.zoo.trained import RECORD
 from rich.console import Console
 
 SHELL = ["schedule.epochs=1", "schedule.warmup_epochs=0", "data.size=32", "data.batch=256", "compute.threads=1"]

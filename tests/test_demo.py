@@ -27,6 +27,7 @@ from rich.console import Console
 from torchvision.transforms.functional import pil_to_tensor
 
 SHORT = (
+    "model.checkpoint=null",
     "model.kwargs={depths: [1, 1, 1], dims: [16, 24, 32], partial_dims: [null, 8, 8]}",
     "data.size=32",
     "schedule.epochs=2",
@@ -117,7 +118,7 @@ def test_the_picture_is_a_png_that_depends_on_the_predictions(tmp_path: Path, da
 
 
 def test_too_low_an_accuracy_fails_the_demo_and_leaves_no_report(tmp_path: Path) -> None:
-    for name in (REPORT, PICTURE, "shvit_digits.onnx", "manifest.json"):
+    for name in (REPORT, PICTURE, f"{demo.RECIPE}.onnx", "manifest.json"):
         (tmp_path / name).write_text("of an earlier demo")
     (tmp_path / "notes.txt").write_text("not the demo's")
     with pytest.raises(DemoError, match=r"the test accuracy is [\d.]+%, and must be at least 97%"):
@@ -165,7 +166,7 @@ def test_the_demo_leaves_what_it_promises(whole: tuple[Outcome, Path, str]) -> N
     outcome, folder, _ = whole
     names = {p.name for p in folder.iterdir()}
     assert {
-        "shvit_digits.onnx",
+        f"{demo.RECIPE}.onnx",
         "manifest.json",
         "model.safetensors",
         "train.json",
@@ -177,7 +178,7 @@ def test_the_demo_leaves_what_it_promises(whole: tuple[Outcome, Path, str]) -> N
     assert all(f"`{name}`" in report for name in names - {REPORT})
     assert all(form.name in report and form.score() in report for form in outcome.forms)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["preprocess"]["in_graph"] and manifest["artifacts"][0]["file"] == "shvit_digits.onnx"
+    assert manifest["preprocess"]["in_graph"] and manifest["artifacts"][0]["file"] == f"{demo.RECIPE}.onnx"
     assert "checkpoint model.safetensors" in manifest["weights"]
     data = as_pixels(outcome.result.data, outcome.result.recipe.data)
     assert len(list((folder / IMAGES / "test").rglob("*.png"))) == len(data.test)

@@ -22,7 +22,7 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
-IMAGENET = [r for r in list_recipes() if not r.endswith(("_digits", "_fashion"))]
+IMAGENET = [r for r in list_recipes() if load_recipe(r).data.source == "folder"]
 
 WITHOUT_RECIPE = {
     "affnet": "the authors publish no training settings, neither in the repository nor with it",

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..bench.machine import versions
 from ..zoo.errors import CheckpointError
 from ..zoo.files import atomic_dir
+from ..zoo.trained import RECORD, find_run, what_there_is
 from .logs import storing
-from .models import RECORD, WEIGHTS, build_model
+from .models import WEIGHTS, build_model
 from .recipe import parse_recipe
 from .schema import Recipe
 
@@ -35,12 +36,12 @@ class Trained:
 
 
 def load_run(folder: str | Path) -> Trained:
-    """The model that a run left in ``folder``, in eval mode.
+    """The model that a run left in ``folder``, or that comes with the package under this name, in eval mode.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or does not belong to the other.
     """
-    folder = Path(folder)
+    folder = find_run(folder)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         weights = (folder / WEIGHTS).read_bytes()
@@ -48,7 +49,8 @@ def load_run(folder: str | Path) -> Trained:
         expected = record["weights"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} does not hold a finished training run ({type(error).__name__}: {error}): train again."
+            f"{folder} does not hold a finished training run ({type(error).__name__}: {error}): train again, or name "
+            f"another ({what_there_is()})."
         ) from error
     if hashlib.sha256(weights).hexdigest() != expected:
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {RECORD} describes: train again.")

@@ -1,9 +1,9 @@
 """Token mixers side by side: the same shell, data and settings, trained, deployed and measured one after the other.
 
-With several seeds each mixer is trained once for each, and its accuracy is their mean with the standard deviation beside
-it: what two mixers differ by says nothing where it is within that. Every run is kept in a folder of its own. A run that
-is there already, finished and of the same recipe, is taken as it is, so that a comparison that was interrupted goes on
-where it stopped.
+With several seeds each mixer is trained once for each, and its accuracy is their mean with the standard deviation
+beside it: what two mixers differ by says nothing where it is within that. Every run is kept in a folder of its own. A
+run that is there already, finished and of the same recipe, is taken as it is, so that a comparison that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ..zoo.files import atomic_write
 from ..zoo.registry import FAMILIES, get_variant
 from ..zoo.tables import new_table, number
 from ..zoo.timing import measure, torch_threads
+from ..zoo.trained import RECORD
 from .checkpoint import Trained, load_run
 from .engine import train
-from .models import RECORD
 from .recipe import load_recipe, override
 from .schema import Recipe
 from .snapshots import saved_steps
@@ -236,11 +236,11 @@ def _draw(results: Sequence[MixerResult]) -> bytes:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for r in results:
+    for index, r in enumerate(results):
         if r.latency_ms is not None and r.accuracy is not None and r.params_m is not None:
-            dots = axes.scatter([r.latency_ms], [100 * r.accuracy], s=10 * r.params_m, alpha=0.7)
+            colour = f"C{index}"
+            axes.scatter([r.latency_ms], [100 * r.accuracy], s=10 * r.params_m, alpha=0.7, color=colour)
             if r.spread is not None:
-                colour = dots.get_facecolor()
                 axes.errorbar([r.latency_ms], [100 * r.accuracy], [100 * r.spread], ecolor=colour, elinewidth=1)
             axes.annotate(r.mixer, (r.latency_ms, 100 * r.accuracy), (4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("deploy form, ms an image")

@@ -1,4 +1,4 @@
-"""The main job from end to end: train on real images, deploy, export, classify with another runtime, benchmark, report.
+"""The main job from end to end: fine-tune on real images, deploy, export, run elsewhere, benchmark, report.
 
     python -m mixzoo.train.demo --out demo
 
@@ -29,14 +29,15 @@ from ..export import Report, export, get_target
 from ..zoo.errors import MixzooError
 from ..zoo.files import remove
 from ..zoo.timing import measure, torch_threads
+from ..zoo.trained import RECORD
 from .checkpoint import Trained, load_run
 from .demo_report import IMAGES, PICTURE, REPORT, FormResult, Outcome, write_picture, write_report
 from .engine import TrainResult, train
 from .logs import EPOCHS, STEPS
-from .models import RECORD, WEIGHTS
+from .models import WEIGHTS
 from .pixels import Pixels, as_pixels, predict_logits, write_images
 
-RECIPE = "shvit_digits"
+RECIPE = "shvit_transfer"
 FLOOR = 0.97  # share of test images that must be right
 DEPLOY_TOLERANCE = 1e-5  # relative, float32: what a deploy form keeps to
 RUNTIME_TOLERANCE = 1e-4  # relative, float32: what an exported file keeps to
@@ -66,7 +67,7 @@ def run_demo(
     """
     folder, steps = Path(out), _Steps(console or Console(highlight=False, soft_wrap=True))
     _clear(folder)
-    with steps("Training a small SHViT on scikit-learn's handwritten digits"):
+    with steps("Fine-tuning the small SHViT that comes with mixzoo on scikit-learn's handwritten digits"):
         result, trained, pixels, eager = _train(folder, overrides, floor, steps)
     with steps("Deploying: folding batch norms, merging branches"):
         deployed = _deploy(trained, pixels, eager, steps)
@@ -191,7 +192,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="changes to the recipe, such as seed=1")] = None,
     out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path("demo"),
 ) -> None:
-    """Train a small SHViT on real handwritten digits, deploy, export, verify and time it."""
+    """Fine-tune a small trained SHViT on real handwritten digits, deploy, export, verify and time it."""
     try:
         run_demo(out, overrides or ())
     except MixzooError as error:

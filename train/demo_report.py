@@ -15,9 +15,10 @@ from ..export.prepare import size_of
 from ..zoo.extras import require
 from ..zoo.files import atomic_path, atomic_write
 from ..zoo.timing import Timing, speedup
+from ..zoo.trained import RECORD
 from .engine import TrainResult
 from .logs import EPOCHS, STEPS
-from .models import RECORD, WEIGHTS
+from .models import WEIGHTS
 from .pixels import Pixels
 
 PICTURE, REPORT, IMAGES = "predictions.png", "report.md", "images"
@@ -148,10 +149,10 @@ def _training(result: TrainResult) -> str:
     recipe, parameters = result.recipe, sum(p.numel() for p in result.model.parameters())
     return (
         f"`{recipe.model.name}` with {_options(recipe.model.kwargs)}: {parameters / 1e6:.2f} M parameters, trained "
-        f"from nothing on {len(result.data.train)} images at {recipe.data.size} x {recipe.data.size} pixels for "
-        f"{recipe.schedule.epochs} epochs in {result.seconds:.0f} s, seed {recipe.seed}. Tested on "
-        f"{len(result.data.test)} other images of the same set (scikit-learn's digits: 8 x 8 pixels), drawn at random "
-        "within each class: the same 13 people wrote both parts."
+        f"from {recipe.model.checkpoint or 'nothing'} on {len(result.data.train)} images of {recipe.data.size} x "
+        f"{recipe.data.size} pixels for {recipe.schedule.epochs} epochs in {result.seconds:.0f} s, seed {recipe.seed}. "
+        f"Tested on {len(result.data.test)} other images of the same set (scikit-learn's digits: 8 x 8 pixels), drawn "
+        "at random within each class: the same 13 people wrote both parts."
     )
 
 

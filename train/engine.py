@@ -19,11 +19,12 @@ from torch import nn
 
 from ..zoo.errors import MixzooError
 from ..zoo.timing import torch_threads
+from ..zoo.trained import RECORD
 from .checkpoint import Trained, load_run
 from .images import Data
 from .logs import Epoch, storing
 from .loop import Loop
-from .models import RECORD, WEIGHTS
+from .models import WEIGHTS
 from .processes import Processes
 from .randomness import borrowed_generators
 from .recipe import RecipeError, load_recipe, override

@@ -60,6 +60,24 @@ class ArrayImages(Images):
         return Image.fromarray(self.arrays[index]), self.labels[index]
 
 
+class RenumberedImages(Images):
+    """Images whose labels are another's: label i there is ``numbers[i]`` here."""
+
+    def __init__(self, images: Images, numbers: Sequence[int]) -> None:
+        self.images, self.numbers = images, numbers
+        self.labels = None if images.labels is None else [numbers[label] for label in images.labels]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.images.read(index)
+        return image, self.numbers[label]
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+
 class ReaderImages(Images):
     """Images through a reader of timm: a folder, a tar file, or a data set of the Hugging Face hub."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from ..zoo.loading import load_model
+from ..zoo.pictures import folder_name
+from ..zoo.trained import RECORD, find_run
 from .checkpoint import load_run
 from .data import Examples, Finish, eval_batches, eval_transform, make_loader
 from .evaluate import Scores, evaluate
-from .models import RECORD, is_ours
+from .images import Images, RenumberedImages
 from .models import create as create_model
+from .models import is_ours
 from .processes import Processes
 from .recipe import RecipeError
 from .schema import READERS, TORCHVISION, ComputeRecipe, DataRecipe
@@ -49,7 +53,7 @@ def judge(model: str, wanted: Wanted, checkpoint: Path | None = None, pretrained
         DataError: the images cannot be had, or have other classes than the model.
         NoWeightsError: a name without weights.
     """
-    run = next((Path(p) for p in (model, checkpoint) if p and (Path(p) / RECORD).is_file()), None)
+    run = next((run for p in (model, checkpoint) if p and ((run := find_run(p)) / RECORD).is_file()), None)
     if run is not None:
         trained = load_run(run)
         return _judge(trained.model, _of_run(trained.recipe.data, wanted), list(trained.record["classes"]))
@@ -98,12 +102,20 @@ def _source(wanted: Wanted) -> dict[str, Any]:
 def _judge(model: nn.Module, data: DataRecipe, classes: list[str] | None) -> Scores:
     images, names = open_split(data, data.test)
     count: Any = len(classes) if classes else model.num_classes
-    if names and (len(names) != count or (classes and list(names) != classes)):
-        what = "of other names" if len(names) == count else f"{len(names)}"
-        raise DataError(f"The model has {count} classes, but the images have {what}: give images of the same classes.")
+    if names:
+        images = _in_order(images, names, classes, count)
     check_labels(images, range(count), f"{data.source} ({data.test})")  # type: ignore[arg-type]
     processes = Processes(ComputeRecipe())
     places = eval_batches(len(images), data.batch, processes.rank, processes.count)
     examples = Examples(images, eval_transform(data), data, None)
     loader = make_loader(examples, places, data.workers, processes.device.type == "cuda")
     return evaluate(model.to(processes.device).eval(), loader, Finish(data, processes.device), processes)
+
+
+def _in_order(images: Images, names: Sequence[str], classes: list[str] | None, count: int) -> Images:
+    """The images with the model's numbers of their classes, which may be in another order, as folders are."""
+    own, found = ([folder_name(name) for name in group] for group in (classes or names, names))
+    if len(names) != count or set(found) != set(own):
+        what = "of other names" if len(names) == count else f"{len(names)}"
+        raise DataError(f"The model has {count} classes, but the images have {what}: give images of the same classes.")
+    return images if found == own else RenumberedImages(images, [own.index(name) for name in found])

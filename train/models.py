@@ -13,10 +13,11 @@ from torch import nn
 from ..blocks.prepbn import ProgressiveRepBN
 from ..zoo import registry
 from ..zoo.errors import CheckpointError, MixzooError, UnknownModelError
+from ..zoo.trained import RECORD, find_run, what_there_is
 from .data import eval_interpolation
 from .schema import DistillationRecipe, Recipe
 
-WEIGHTS, RECORD = "model.safetensors", "train.json"
+WEIGHTS = "model.safetensors"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _PREFIX = "timm/"
 
@@ -84,7 +85,8 @@ def takes_size(name: str) -> bool:
 def create(name: str, options: dict[str, Any], pretrained: bool = False, checkpoint: str | None = None) -> nn.Module:
     """A model of the zoo, or else of timm, with random, published or given weights.
 
-    A checkpoint is a file, or the folder of a run. A classifier of other classes starts anew.
+    A checkpoint is a file, the folder of a run, or the name of one that comes with the package. A classifier of other
+    classes starts anew.
     """
     file = None if checkpoint is None else _weights_file(Path(checkpoint))
     if is_ours(name):
@@ -104,9 +106,12 @@ def create(name: str, options: dict[str, Any], pretrained: bool = False, checkpo
 
 
 def _weights_file(path: Path) -> Path:
+    path = find_run(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"No checkpoint at {path}: give a file of weights, or the folder of a finished run.")
+        raise CheckpointError(
+            f"No checkpoint at {path}: give a file of weights, or a finished run's folder ({what_there_is()})."
+        )
     return file
 
 

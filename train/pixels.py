@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..zoo.extras import require
+from ..zoo.pictures import folder_name
 from .data import eval_transform
 from .images import Data, Images
 from .schema import DataRecipe, Recipe
@@ -89,7 +90,7 @@ def write_images(split: Split, classes: tuple[str, ...], folder: Path, count: in
     from torchvision.transforms.functional import to_pil_image
 
     for index in range(len(split) if count is None else count):
-        path = folder / classes[int(split.labels[index])] / f"{index:05d}.png"
+        path = folder / folder_name(classes[int(split.labels[index])]) / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil_image(split.images[index]).save(path)
     return folder

@@ -6,6 +6,7 @@ MIXZOO_DEBUG=1) shows the traceback instead. Results go to standard output, prog
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,8 +127,10 @@ def _load(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any, li
 
 def _run_folder(checkpoint: Path | None) -> Path | None:
     """The folder of the training run that ``checkpoint`` is, or is the weights of."""
+    from .trained import RECORD
+
     folder = checkpoint.parent if checkpoint and checkpoint.suffix == ".safetensors" else checkpoint
-    return folder if folder and (folder / "train.json").is_file() else None
+    return folder if folder and (folder / RECORD).is_file() else None
 
 
 def _subject(model: str, checkpoint: Path | None, pretrained: bool) -> dict[str, Any]:
@@ -267,7 +270,8 @@ def train(
         show(show_plan(make_plan(wanted)))
         return
     result = run(wanted, out=out, resume=resume)
-    typer.echo(f"{100 * result.accuracy:.2f} % of the test images are right; the run is in {result.checkpoint}")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        typer.echo(f"{100 * result.accuracy:.2f} % of the test images are right; the run is in {result.checkpoint}")
 
 
 @app.command("eval")

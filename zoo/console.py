@@ -86,10 +86,21 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is no list of whole numbers, such as 14,28.", param_hint=option) from None
 
 
+def _found(checkpoint: Path | None) -> Path | None:
+    """The folder of a run that comes with the package, where its name is given."""
+    from .trained import find_run
+
+    return find_run(checkpoint) if checkpoint else None
+
+
 Model = Annotated[str, typer.Argument(help="A model's name, as its paper has it.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="Weights: a file in official, timm or mixzoo form, or a training run's folder."),
+    typer.Option(
+        "--checkpoint",
+        callback=_found,
+        help="Weights: a file in official, timm or mixzoo form, a training run's folder, or one of the package's runs.",
+    ),
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the published weights, downloading them once.")]

@@ -17,6 +17,11 @@ class ImageError(MixzooError, ValueError):
     """An image file that cannot be read."""
 
 
+def folder_name(label: str) -> str:
+    """What the folder with the images of a class is called: its name, without what cannot be in one of a folder."""
+    return label.replace("/", "_")
+
+
 def preparation(config: Mapping[str, Any]) -> Callable[[Path], Tensor]:
     """What reads an image file and gives float32 (C, H, W): resized, cropped and normalised for evaluation.
 
