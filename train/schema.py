@@ -198,7 +198,12 @@ class DistillationRecipe(Section):
     kwargs: dict[str, Any] = Field(default={}, description="passed to create_model as they are")
     pretrained: bool = Field(default=False, description="the teacher's published weights")
     checkpoint: str | None = Field(default=None, description="a file or a run with the teacher's weights")
-    kind: Literal["hard", "soft"] = Field(default="hard", description="its first choice, or its probabilities")
+    kind: Literal["hard", "soft", "feature"] = Field(
+        default="hard", description="its first choice, its probabilities, or its features (FitNets)"
+    )
+    features: Literal["pooled", "map"] = Field(
+        default="pooled", description="of feature: what enters the classifier, or the last map"
+    )
     alpha: Share = Field(default=0.5, description="share of the teacher in the loss")
     tau: float = Field(default=1.0, gt=0, description="temperature of soft")
 
