@@ -212,10 +212,16 @@ def test_a_run_with_a_projection_is_resumed_exactly(run: Path, taught: tuple[str
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_projection(taught: tuple[str, ...], tmp_path: Path) -> None:
-    changes = [*DEIT, *HINTS, *taught, "saving.every_epochs=1"]
+def test_two_processes_train_one_projection_and_the_same_spectral_norms(
+    taught: tuple[str, ...], tmp_path: Path
+) -> None:
+    changes = [*DEIT, *HINTS, *taught, "saving.every_epochs=1", "regularisation.sigma_reparam=true"]
     train("shvit_digits", changes, tmp_path / "one", quiet())
     finish(start(tmp_path / "two", changes, 2))
     assert rows(tmp_path / "two") == pytest.approx(rows(tmp_path / "one"), rel=1e-4)
-    found = [load_file(saved_steps(tmp_path / n)[0] / "projection.safetensors") for n in ("one", "two")]
-    assert torch.allclose(found[0]["weight"], found[1]["weight"], rtol=1e-2, atol=1e-4)
+    folders = [saved_steps(tmp_path / name)[0] for name in ("one", "two")]
+    one, two = (load_file(folder / "projection.safetensors")["weight"] for folder in folders)
+    assert torch.allclose(one, two, rtol=1e-2, atol=1e-4)
+    one_model, two_model = (load_file(folder / "model.safetensors") for folder in folders)
+    gammas = [name for name in one_model if name.endswith("gamma")]
+    assert gammas and all(float(one_model[n]) == pytest.approx(float(two_model[n]), rel=1e-4) for n in gammas)

@@ -40,6 +40,7 @@ from .processes import Processes, later
 from .progress import TrainProgress
 from .randomness import FORWARD, seed_all
 from .schema import Recipe
+from .sigma import follow, plain_state
 from .snapshots import Snapshot, prune, write_snapshot
 from .sources import check_label
 
@@ -211,11 +212,20 @@ class Loop:
         self._clip()
         self.optimizer.step()
         at.step, at.done, at.loss = at.step + 1, at.done + 1, at.loss + loss
-        if self.ema is not None:
-            self.ema.update(self.model, step=at.step)
+        self._follow()
         self.scheduler.step_update(at.step)
         if self.processes.main:
             self.logs.step(Step(at.step, at.epoch, lr, loss))
+
+    def _follow(self) -> None:
+        """Let what depends on the weights follow them: singular vectors, the average, and those of the average."""
+        vectors = self.recipe.regularisation.sigma_reparam
+        if vectors:
+            follow(self.model)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.position.step)
+            if vectors:
+                follow(self.ema.module)
 
     def _backward(self, parts: list[Batch]) -> tuple[Any, list[Tensor]]:
         """Gradients of the step: (what reads its loss, the images that the model got)."""
@@ -333,7 +343,7 @@ class Loop:
                 "processes": self.processes.count,
                 "device": str(self.processes.device),
             }
-            save_run(self.out, model.state_dict(), self.recipe, facts)
+            save_run(self.out, plain_state(model), self.recipe, facts)
         self.processes.wait()
 
 

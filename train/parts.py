@@ -19,6 +19,7 @@ from .randomness import MIX, seed_cpu
 from .recipe import RecipeError
 from .resolutions import Resolutions
 from .schema import DistillationRecipe, Recipe
+from .sigma import plain_name
 
 
 def lr_factor(recipe: Recipe) -> float:
@@ -36,6 +37,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         return [*parameter_groups(model.student, recipe), *beside]
     optim = recipe.optim
     names = {*_no_decay(model), *_matching(model, optim.no_decay)}
+    names.update(name for name, _ in model.named_parameters() if plain_name(name) in names)
     if optim.layer_decay is not None:
         return param_groups_layer_decay(
             model, optim.weight_decay, no_weight_decay_list=names, layer_decay=optim.layer_decay
@@ -48,7 +50,7 @@ def _no_decay(model: nn.Module) -> set[str]:
 
 
 def _matching(model: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    names = [name for name, _ in model.named_parameters()]
+    names = [plain_name(name) for name, _ in model.named_parameters()]
     found: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)

@@ -8,6 +8,7 @@ from torch import nn
 from .models import classifier_parameters, freeze_below_head, to_format
 from .recipe import RecipeError
 from .schema import Recipe
+from .sigma import reparametrise
 
 
 def check_batch(recipe: Recipe, images: int, processes: int) -> None:
@@ -28,6 +29,8 @@ def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> Non
     """Everything that a recipe changes in a model before its parameters are given to an optimizer."""
     compute = recipe.compute
     to_format(model.to(device), compute.memory_format)
+    if recipe.regularisation.sigma_reparam:
+        reparametrise(model, keep=recipe.model.pretrained or recipe.model.checkpoint is not None)
     if recipe.tuning.train == "head":
         freeze_below_head(model)
     if compute.checkpointing:

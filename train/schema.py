@@ -182,6 +182,9 @@ class RegularisationRecipe(Section):
     bce: bool = Field(default=False, description="binary cross-entropy of each class in place of the softmax's")
     drop_path: float | None = Field(default=None, ge=0, lt=1, description="of the last block; the model's own if null")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="before the head; the model's own if null")
+    sigma_reparam: bool = Field(
+        default=False, description="linear layers with a learned spectral norm (arXiv:2303.06296)"
+    )
 
 
 class EmaRecipe(Section):
