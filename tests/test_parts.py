@@ -11,10 +11,10 @@ import torch
 from mixzoo.train import RecipeError, load_recipe, load_run, train
 from mixzoo.train.diagnose import first_not_finite
 from mixzoo.train.logs import STEPS
-from mixzoo.train.loop import check_batch, set_training_mode
 from mixzoo.train.models import ModelError, build_model, build_teacher, freeze_below_head
 from mixzoo.train.parts import Objective, current_lr, lr_factor, make_optimizer, make_scheduler, parameter_groups
 from mixzoo.train.plan import make_plan, show_plan
+from mixzoo.train.prepare import check_batch, set_training_mode
 from mixzoo.train.processes import Processes
 from mixzoo.train.randomness import borrowed_generators
 from mixzoo.zoo.errors import MixzooError, UnknownModelError

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import finish, start
 from mixzoo.train import LostError, RecipeError, StorageError, load_run, train
 from mixzoo.train.images import ArrayImages
 from mixzoo.train.logs import STEPS
@@ -255,14 +255,6 @@ DEIT = (
 )
 
 
-def start(folder: Path, processes: int) -> subprocess.Popen[str]:
-    words = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d"]
-    words += ["--rdzv-endpoint=localhost:0", "-m", "mixzoo", "train", "shvit_digits", *DEIT]
-    words += ["--out", str(folder), "--resume"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=environment)
-
-
 def worker_pids(parent: int) -> list[int]:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(pid) for pid in children if b"mixzoo" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -273,17 +265,15 @@ def worker_pids(parent: int) -> list[int]:
 def test_two_processes_give_what_one_gives_also_when_one_of_them_is_killed(tmp_path: Path) -> None:
     one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
     train("shvit_digits", DEIT, one, quiet())
-    whole = start(two, 2)
-    assert whole.wait(600) == 0, whole.stderr and whole.stderr.read()
+    finish(start(two, DEIT, 2))
     losses = [[float(line.split(",")[3]) for line in steps(folder)[1:]] for folder in (one, two)]
     assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], rel=1e-4)  # sums in another order
-    process = start(broken, 2)
+    process = start(broken, DEIT, 2)
     while written(broken) < 9:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(worker_pids(process.pid)[-1], signal.SIGKILL)
     assert process.wait(600) != 0
     latest_snapshot(broken, pytest.fail)
-    again = start(broken, 2)
-    assert again.wait(600) == 0, again.stderr and again.stderr.read()
+    finish(start(broken, DEIT, 2))
     assert steps(broken) == steps(two) and scores(broken) == scores(two)

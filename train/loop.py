@@ -31,14 +31,16 @@ from .data import (
 from .diagnose import first_not_finite
 from .evaluate import Scores, evaluate
 from .images import Data
+from .imitation import Imitator
 from .logs import Epoch, RunLogs, Step
-from .models import build_model, build_teacher, classifier_parameters, freeze_below_head, to_format
+from .models import build_model, build_teacher
 from .parts import Objective, current_lr, make_optimizer, make_scheduler
+from .prepare import check_batch, prepare_model, set_training_mode
 from .processes import Processes, later
 from .progress import TrainProgress
 from .randomness import FORWARD, seed_all
-from .recipe import RecipeError
 from .schema import Recipe
+from .sigma import follow, plain_state
 from .snapshots import Snapshot, prune, write_snapshot
 from .sources import check_label
 
@@ -121,17 +123,21 @@ class Loop:
         prepare_model(model, recipe, at.device)
         self.ema = ModelEmaV3(model, recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
         self.model = model
-        optimizer = make_optimizer(model, recipe)
-        self.scheduler = make_scheduler(optimizer, recipe, self.steps)
-        self.called, self.optimizer = at.prepare(model, optimizer)
         teacher = teacher.to(at.device) if teacher is not None else None
         self.objective = Objective(recipe, classes, teacher, model)
+        called = self.objective.called(model)
+        self.projection = called.projection if isinstance(called, Imitator) else None
+        optimizer = make_optimizer(called, recipe)
+        self.scheduler = make_scheduler(optimizer, recipe, self.steps)
+        self.called, self.optimizer = at.prepare(called, optimizer)
 
     def _restore(self, snapshot: Snapshot) -> None:
         facts = snapshot.facts
         nn.Module.load_state_dict(self.model, snapshot.weights["model"])
         if self.ema is not None:
             nn.Module.load_state_dict(self.ema.module, snapshot.weights["ema"])
+        if self.projection is not None:
+            self.projection.load_state_dict(snapshot.weights["projection"])
         self.optimizer.load_state_dict(snapshot.state["optimizer"])
         if self.processes.accelerator.scaler is not None:
             self.processes.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
@@ -206,11 +212,20 @@ class Loop:
         self._clip()
         self.optimizer.step()
         at.step, at.done, at.loss = at.step + 1, at.done + 1, at.loss + loss
-        if self.ema is not None:
-            self.ema.update(self.model, step=at.step)
+        self._follow()
         self.scheduler.step_update(at.step)
         if self.processes.main:
             self.logs.step(Step(at.step, at.epoch, lr, loss))
+
+    def _follow(self) -> None:
+        """Let what depends on the weights follow them: singular vectors, the average, and those of the average."""
+        vectors = self.recipe.regularisation.sigma_reparam
+        if vectors:
+            follow(self.model)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.position.step)
+            if vectors:
+                follow(self.ema.module)
 
     def _backward(self, parts: list[Batch]) -> tuple[Any, list[Tensor]]:
         """Gradients of the step: (what reads its loss, the images that the model got)."""
@@ -232,7 +247,8 @@ class Loop:
         if optim.clip_grad is not None:
             self.processes.accelerator.unscale_gradients(self.optimizer)
             parameters = model_parameters(self.model, exclude_head=optim.clip_mode == "agc")
-            dispatch_clip_grad(parameters, optim.clip_grad, optim.clip_mode)
+            beside = [] if self.projection is None else self.projection.parameters()
+            dispatch_clip_grad([*parameters, *beside], optim.clip_grad, optim.clip_mode)
 
     def _test(self) -> tuple[Scores, Scores | None]:
         """Scores of the result as it is now, and of the weights themselves where that is another."""
@@ -292,6 +308,8 @@ class Loop:
             weights = {"model": self.model.state_dict()}
             if self.ema is not None:
                 weights["ema"] = self.ema.module.state_dict()
+            if self.projection is not None:
+                weights["projection"] = self.projection.state_dict()
             state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
             facts = {
                 "step": at.step,
@@ -325,46 +343,8 @@ class Loop:
                 "processes": self.processes.count,
                 "device": str(self.processes.device),
             }
-            save_run(self.out, model.state_dict(), self.recipe, facts)
+            save_run(self.out, plain_state(model), self.recipe, facts)
         self.processes.wait()
 
 
 _BETTER = {"accuracy": float.__gt__, "loss": float.__lt__}
-
-
-def check_batch(recipe: Recipe, images: int, processes: int) -> None:
-    """Raise RecipeError where the recipe's batch cannot be made of the images, or shared by the processes."""
-    batch, parts = recipe.data.batch, recipe.compute.accumulate
-    if images < batch:
-        raise RecipeError(f"'data.batch' is {batch}, but there are only {images} training images.")
-    if batch % (processes * parts):
-        raise RecipeError(
-            f"'data.batch' is {batch}, which {processes} processes cannot compute in {parts} equal parts each: "
-            f"make it a multiple of {processes * parts}."
-        )
-    if (recipe.augment.mixup or recipe.augment.cutmix) and batch // (processes * parts) % 2:
-        raise RecipeError(f"Mixup and cutmix need an even batch, but a part has {batch // (processes * parts)} images.")
-
-
-def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Everything that a recipe changes in a model before its parameters are given to an optimizer."""
-    compute = recipe.compute
-    to_format(model.to(device), compute.memory_format)
-    if recipe.tuning.train == "head":
-        freeze_below_head(model)
-    if compute.checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    if recipe.distillation.teacher and hasattr(model, "set_distilled_training"):
-        model.set_distilled_training(True)  # type: ignore[operator]
-    if compute.compile:
-        model.compile()
-
-
-def set_training_mode(model: nn.Module, recipe: Recipe) -> None:
-    """Training mode; below a head that is trained alone, everything does what it does in use."""
-    model.train()
-    if recipe.tuning.train == "head":
-        trained = {id(p) for p in classifier_parameters(model)}
-        for module in model.modules():
-            if not any(id(p) in trained for p in module.parameters()):
-                module.eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..blocks.prepbn import ProgressiveRepBN
 from ..zoo import registry
@@ -146,6 +146,19 @@ def classifier_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()]
 
 
+class ClassifierInput:
+    """Watches a model: ``features`` (B, D) are what entered its classifier, or the first of two, the last time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.features: Any = None
+        head: Any = model.get_classifier()  # type: ignore[operator]
+        first = head[0] if isinstance(head, tuple) else head
+        first.register_forward_pre_hook(self._watch)
+
+    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0]
+
+
 def freeze_below_head(model: nn.Module) -> None:
     """Leave only the classifier to be trained."""
     model.requires_grad_(False)
@@ -157,22 +170,34 @@ def freeze_below_head(model: nn.Module) -> None:
 
 
 def build_teacher(recipe: DistillationRecipe, student: Recipe, num_classes: int) -> nn.Module:
-    """The teacher in eval mode, with fixed weights, for images of the student's size.
+    """The teacher in eval mode, with fixed weights, for images of the student's size; ``pretrained_cfg`` has its mean.
 
     Raises:
-        ModelError: it has other classes than the student.
+        ModelError: it has other classes than the student, and is to name them.
     """
     assert recipe.teacher is not None
     options = {"in_chans": len(student.data.mean), **recipe.kwargs}
     if takes_size(recipe.teacher):
         options.setdefault("img_size", student.data.size)
     known = _teacher_classes(recipe)
-    if known != num_classes:
+    if known != num_classes and recipe.kind != "feature":
         raise ModelError(
             f"The teacher {recipe.teacher} knows {known} classes, but the data has {num_classes}: take another teacher."
         )
-    model = create(recipe.teacher, {**options, "num_classes": num_classes}, recipe.pretrained, recipe.checkpoint)
+    model = create(recipe.teacher, {**options, "num_classes": known}, recipe.pretrained, recipe.checkpoint)
+    model.pretrained_cfg = {**model.pretrained_cfg, **_statistics(recipe, student, model)}  # type: ignore[assignment, dict-item]
     return model.eval().requires_grad_(False)
+
+
+def _statistics(recipe: DistillationRecipe, student: Recipe, teacher: nn.Module) -> dict[str, Any]:
+    """Mean and std of the images that a teacher wants: of its run, or as published, or else what the student gets."""
+    record = _weights_file(Path(recipe.checkpoint)).parent / RECORD if recipe.checkpoint else None
+    if record is not None and record.is_file():
+        data = json.loads(record.read_text(encoding="utf-8"))["recipe"]["data"]
+        return {"mean": tuple(data["mean"]), "std": tuple(data["std"])}
+    cfg: Any = teacher.pretrained_cfg
+    known = len(cfg["mean"]) == len(student.data.mean)
+    return {} if known else {"mean": student.data.mean, "std": student.data.std}
 
 
 def _teacher_classes(recipe: DistillationRecipe) -> int:

@@ -14,10 +14,12 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
+from .imitation import READERS, Imitator, Reader, distance
 from .randomness import MIX, seed_cpu
 from .recipe import RecipeError
 from .resolutions import Resolutions
 from .schema import DistillationRecipe, Recipe
+from .sigma import plain_name
 
 
 def lr_factor(recipe: Recipe) -> float:
@@ -26,9 +28,16 @@ def lr_factor(recipe: Recipe) -> float:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups of parameters: with and without weight decay, and by depth where the rate decays with it."""
+    """timm's groups of parameters: with and without weight decay, and by depth where the rate decays with it.
+
+    A projection beside the model has groups of its own, at the full rate.
+    """
+    if isinstance(model, Imitator):
+        beside = param_groups_weight_decay(model.projection, recipe.optim.weight_decay)
+        return [*parameter_groups(model.student, recipe), *beside]
     optim = recipe.optim
     names = {*_no_decay(model), *_matching(model, optim.no_decay)}
+    names.update(name for name, _ in model.named_parameters() if plain_name(name) in names)
     if optim.layer_decay is not None:
         return param_groups_layer_decay(
             model, optim.weight_decay, no_weight_decay_list=names, layer_decay=optim.layer_decay
@@ -41,7 +50,7 @@ def _no_decay(model: nn.Module) -> set[str]:
 
 
 def _matching(model: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    names = [name for name, _ in model.named_parameters()]
+    names = [plain_name(name) for name, _ in model.named_parameters()]
     found: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)
@@ -121,6 +130,11 @@ class Objective:
         if model is not None and recipe.resolutions.sizes:
             self.resolutions = Resolutions(recipe.resolutions, model)
 
+    def called(self, model: nn.Module) -> nn.Module:
+        """What is called with images in training: the model, or the model beside what is trained with it."""
+        teacher = self.distillation.features if self.distillation else None
+        return model if teacher is None else Imitator(model, teacher, self.recipe)
+
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
         """The mean loss of images (B, C, H, W), which are changed, with labels (B,) in step ``step`` of the run."""
         images, target = self.mixed(images, labels, epoch, step)
@@ -157,6 +171,9 @@ class Distillation:
     def __init__(self, recipe: Recipe, teacher: nn.Module) -> None:
         self.settings: DistillationRecipe = recipe.distillation
         self.teacher = teacher
+        self.features: Reader | None = None
+        if self.settings.kind == "feature":
+            self.features = READERS[self.settings.features](teacher)
         device = next(teacher.parameters()).device
         cfg: Any = teacher.pretrained_cfg
         self.ours, self.theirs = (
@@ -165,14 +182,17 @@ class Distillation:
         )
 
     def __call__(self, base: Tensor, imitation: Tensor, images: Tensor) -> Tensor:
-        """``imitation`` (B, classes): what the student says in the teacher's place."""
+        """``imitation``: what the student says in the teacher's place, (B, classes) or features."""
         (mean, std), (their_mean, their_std) = self.ours, self.theirs
         with torch.no_grad():
-            said = self.teacher((images * std + mean - their_mean) / their_std).float()
+            theirs = (images * std + mean - their_mean) / their_std
+            said = self.features(theirs)[1] if self.features else self.teacher(theirs)
         alpha = self.settings.alpha
-        return (1 - alpha) * base + alpha * self._distance(imitation, said)
+        return (1 - alpha) * base + alpha * self._distance(imitation, said.float())
 
     def _distance(self, imitation: Tensor, said: Tensor) -> Tensor:
+        if self.features:
+            return distance(imitation, said)
         if self.settings.kind == "hard":
             return F.cross_entropy(imitation, said.argmax(1))
         tau = self.settings.tau

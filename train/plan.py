@@ -16,9 +16,9 @@ from ..zoo.tables import new_table
 from ..zoo.timing import torch_threads
 from .data import Examples, train_transform
 from .images import Data
-from .loop import check_batch, prepare_model, set_training_mode
 from .models import build_model, build_teacher
 from .parts import Objective, lr_factor, make_optimizer, parameter_groups
+from .prepare import check_batch, prepare_model, set_training_mode
 from .processes import Processes
 from .randomness import borrowed_generators
 from .schema import Recipe
@@ -99,7 +99,7 @@ def make_plan(recipe: Recipe) -> Plan:
         part = recipe.data.batch // (processes.count * recipe.compute.accumulate)
         return Plan(
             recipe,
-            tuple(_facts(group, _names(model)) for group in parameter_groups(model, recipe)),
+            tuple(_facts(group, _names(step.model)) for group in parameter_groups(step.model, recipe)),
             images,
             classes,
             note,
@@ -136,11 +136,12 @@ class _Step:
     """Training steps on random images, of any number of them."""
 
     def __init__(self, recipe: Recipe, model: nn.Module, classes: int, processes: Processes) -> None:
-        self.recipe, self.model, self.classes, self.processes = recipe, model, classes, processes
+        self.recipe, self.classes, self.processes = recipe, classes, processes
         teacher = build_teacher(recipe.distillation, recipe, classes) if recipe.distillation.teacher else None
-        self.optimizer = make_optimizer(model, recipe)
         teacher = teacher.to(processes.device) if teacher is not None else None
         self.objective = Objective(recipe, classes, teacher, model)
+        self.model = self.objective.called(model)
+        self.optimizer = make_optimizer(self.model, recipe)
         set_training_mode(model, recipe)
 
     def __call__(self, count: int) -> None:

@@ -8,12 +8,12 @@ Features are what enters the classifier.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .models import ClassifierInput
 from .schema import ResolutionsRecipe
 
 
@@ -27,13 +27,7 @@ class Resolutions:
 
     def __init__(self, recipe: ResolutionsRecipe, model: nn.Module) -> None:
         self.sizes, self.weight = sorted(recipe.sizes, reverse=True), recipe.consistency
-        self.features: Any = None
-        head: Any = model.get_classifier()  # type: ignore[operator]
-        first = head[0] if isinstance(head, tuple) else head
-        first.register_forward_pre_hook(self._watch)
-
-    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features = inputs[0]
+        self.entered = ClassifierInput(model)
 
     def __call__(self, loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """``loss_of`` gives the loss of images (B, C, H, W) of any size."""
@@ -41,8 +35,8 @@ class Resolutions:
         for size in self.sizes:
             losses.append(loss_of(resized(images, size)))
             if larger is not None and self.weight:
-                losses.append(self.weight * agreement(self.features, larger))
-            larger = self.features.detach()
+                losses.append(self.weight * agreement(self.entered.features, larger))
+            larger = self.entered.features.detach()
         return torch.stack(losses).sum() / len(self.sizes)
 
 

@@ -182,6 +182,9 @@ class RegularisationRecipe(Section):
     bce: bool = Field(default=False, description="binary cross-entropy of each class in place of the softmax's")
     drop_path: float | None = Field(default=None, ge=0, lt=1, description="of the last block; the model's own if null")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="before the head; the model's own if null")
+    sigma_reparam: bool = Field(
+        default=False, description="linear layers with a learned spectral norm (arXiv:2303.06296)"
+    )
 
 
 class EmaRecipe(Section):
@@ -198,7 +201,12 @@ class DistillationRecipe(Section):
     kwargs: dict[str, Any] = Field(default={}, description="passed to create_model as they are")
     pretrained: bool = Field(default=False, description="the teacher's published weights")
     checkpoint: str | None = Field(default=None, description="a file or a run with the teacher's weights")
-    kind: Literal["hard", "soft"] = Field(default="hard", description="its first choice, or its probabilities")
+    kind: Literal["hard", "soft", "feature"] = Field(
+        default="hard", description="its first choice, its probabilities, or its features (FitNets)"
+    )
+    features: Literal["pooled", "map"] = Field(
+        default="pooled", description="of feature: what enters the classifier, or the last map"
+    )
     alpha: Share = Field(default=0.5, description="share of the teacher in the loss")
     tau: float = Field(default=1.0, gt=0, description="temperature of soft")
 
