@@ -29,9 +29,10 @@ from .data import (
     train_transform,
 )
 from .diagnose import first_not_finite
+from .elastic import draw_width, judge_widths, prepare_elastic, use_full_width
 from .evaluate import Scores, evaluate
 from .images import Data
-from .logs import Epoch, RunLogs, Step
+from .logs import Epoch, Nested, RunLogs, Step
 from .models import build_model, build_teacher, classifier_parameters, freeze_below_head, to_format
 from .parts import Objective, current_lr, make_optimizer, make_scheduler
 from .processes import Processes, later
@@ -49,13 +50,14 @@ class DivergedError(MixzooError):
 
 @dataclass
 class Position:
-    """How far a run is: steps in all, steps and loss of the epoch that it is in, epochs that are done, and time."""
+    """How far a run is: steps in all, steps and loss of the epoch that it is in, time, and what was tested so far."""
 
     step: int = 0
     done: int = 0
     loss: float = 0.0
     seconds: float = 0.0
     epochs: list[Epoch] = field(default_factory=list)
+    nested: list[Nested] = field(default_factory=list)
 
     @property
     def epoch(self) -> int:
@@ -137,7 +139,8 @@ class Loop:
             self.processes.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
         self.examples.unreadable = {int(k): v for k, v in facts["unreadable"].items()}
         epochs = [Epoch(**row) for row in facts["epochs"]]
-        self.position = Position(facts["step"], facts["done"], facts["loss"], facts["seconds"], epochs)
+        nested = [Nested(**row) for row in facts.get("nested", ())]
+        self.position = Position(facts["step"], facts["done"], facts["loss"], facts["seconds"], epochs, nested)
 
     # what it does
 
@@ -157,8 +160,8 @@ class Loop:
 
         if not self.processes.main:
             return nullcontext()
-        at = self.position
-        return closing(RunLogs(self.out, at.step, len(at.epochs), self.recipe.saving.tensorboard))
+        at, nested = self.position, bool(self.recipe.elastic.widths)
+        return closing(RunLogs(self.out, at.step, len(at.epochs), self.recipe.saving.tensorboard, nested))
 
     def _epoch(self) -> Epoch:
         """Train what is left of the epoch, and test."""
@@ -172,7 +175,9 @@ class Loop:
         trained = time.perf_counter() - start
         if self.recipe.schedule.per == "epoch":
             self.scheduler.step(at.epoch)
+        use_full_width(self.model, self.recipe)
         scores, raw = self._test()
+        at.nested += judge_widths(self.tested, self.recipe, at.epoch, scores, self._judge)
         speed = (at.done - first) * self.recipe.data.batch / max(trained, 1e-9)
         loss, lr = at.loss / max(at.done, 1), current_lr(self.optimizer)
         seconds = time.perf_counter() - start
@@ -215,6 +220,7 @@ class Loop:
     def _backward(self, parts: list[Batch]) -> tuple[Any, list[Tensor]]:
         """Gradients of the step: (what reads its loss, the images that the model got)."""
         at, seen, total = self.position, [], torch.zeros((), device=self.processes.device)
+        draw_width(self.model, self.recipe, at.step)
         for index, batch in enumerate(parts):
             images, labels = self.finish(batch)
             seen.append(images)
@@ -236,15 +242,22 @@ class Loop:
 
     def _test(self) -> tuple[Scores, Scores | None]:
         """Scores of the result as it is now, and of the weights themselves where that is another."""
-        at = self.processes
-        models = [self.model] if self.ema is None else [self.ema.module, self.model]
+        models = [self.tested] if self.ema is None else [self.tested, self.model]
         scores = []
         for model in models:
-            at.agree(model.buffers())
-            scores.append(evaluate(model.eval(), self.test_loader, self.test_finish, at))
+            self.processes.agree(model.buffers())
+            scores.append(self._judge(model))
         if not math.isfinite(scores[-1].loss):
             self._diverged(f"the loss of the test images is {scores[-1].loss}", [])
         return scores[0], scores[1] if len(scores) > 1 else None
+
+    def _judge(self, model: nn.Module) -> Scores:
+        return evaluate(model.eval(), self.test_loader, self.test_finish, self.processes)
+
+    @property
+    def tested(self) -> nn.Module:
+        """What becomes the result: the model, or its average."""
+        return self.model if self.ema is None else self.ema.module
 
     def _diverged(self, what: str, seen: list[Tensor]) -> None:
         """Stop, and say where it began."""
@@ -263,9 +276,11 @@ class Loop:
     def _tell(self, epoch: Epoch, total: int) -> None:
         at = self.position
         left = (total - epoch.number) * at.seconds / epoch.number
-        self.progress.epoch(epoch.number, epoch.loss, epoch.accuracy, epoch.images_per_s, left)
+        nested = [n for n in at.nested if n.number == epoch.number]
+        narrower = "".join(f", at width {n.width:g} {n.accuracy:.2%}" for n in nested[:-1])
+        self.progress.epoch(epoch.number, epoch.loss, epoch.accuracy, epoch.images_per_s, left, narrower)
         if self.processes.main:
-            self.logs.epoch(epoch, at.step)
+            self.logs.epoch(epoch, at.step, nested)
         unreadable = self.examples.unreadable
         for found in self.processes.gather(dict(unreadable)):
             unreadable.update(found)
@@ -300,6 +315,7 @@ class Loop:
                 "seconds": at.seconds,
                 "score": score,
                 "epochs": [asdict(e) for e in at.epochs],
+                "nested": [asdict(n) for n in at.nested],
                 "unreadable": self.examples.unreadable,
                 "processes": self.processes.count,
                 "recipe": self.recipe.model_dump(mode="json"),
@@ -310,7 +326,6 @@ class Loop:
 
     def _result(self) -> None:
         if self.processes.main:
-            model = self.model if self.ema is None else self.ema.module
             at, data = self.position, self.data
             facts = {
                 "classes": list(data.classes),
@@ -320,12 +335,13 @@ class Loop:
                 "test_accuracy": at.epochs[-1].accuracy,
                 "seconds": at.seconds,
                 "epochs": [asdict(e) for e in at.epochs],
+                **({"nested": [asdict(n) for n in at.nested]} if at.nested else {}),
                 "unreadable": list(self.examples.unreadable.values()),
                 "threads": torch.get_num_threads(),
                 "processes": self.processes.count,
                 "device": str(self.processes.device),
             }
-            save_run(self.out, model.state_dict(), self.recipe, facts)
+            save_run(self.out, self.tested.state_dict(), self.recipe, facts)
         self.processes.wait()
 
 
@@ -352,6 +368,8 @@ def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> Non
     to_format(model.to(device), compute.memory_format)
     if recipe.tuning.train == "head":
         freeze_below_head(model)
+    if recipe.elastic.widths:
+        prepare_elastic(model, recipe)
     if compute.checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if recipe.distillation.teacher and hasattr(model, "set_distilled_training"):
