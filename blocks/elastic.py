@@ -97,8 +97,8 @@ class _NestedNorm(nn.modules.batchnorm._BatchNorm):
         mean, var = self._statistics()
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        tensors = (None if t is None else t[:count] for t in (mean, var, self.weight, self.bias))
-        return F.batch_norm(x, *tensors, self.training, self.momentum, self.eps)  # type: ignore[arg-type, misc]
+        mean, var, weight, bias = (None if t is None else t[:count] for t in (mean, var, self.weight, self.bias))
+        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)
 
     def _statistics(self) -> tuple[Tensor | None, Tensor | None]:
         index = self.elastic.index

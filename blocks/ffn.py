@@ -65,7 +65,7 @@ def hidden_layers(ffn: nn.Module) -> dict[str, Role]:
 def hidden_size(ffn: nn.Module) -> int:
     """Hidden channels of an FFN."""
     first, _ = hidden_ends(ffn) or ("", "")
-    return int(ffn.get_submodule(first).weight.shape[0])  # type: ignore[union-attr, operator]
+    return ffn.get_parameter(f"{first}.weight").shape[0]
 
 
 def nested_size(width: float, hidden: int) -> int:

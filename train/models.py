@@ -111,7 +111,7 @@ def create(name: str, options: dict[str, Any], pretrained: bool = False, checkpo
 
 def _timm_narrow(name: str, weights: bool, ffn_width: Widths, **options: Any) -> nn.Module:
     """timm's model with narrower FFNs: one width for all, or one for each FFN in their order."""
-    model = timm.create_model(name, **options)
+    model: Any = timm.create_model(name, **options)
     try:
         narrow_model(model, ffn_width)
     except (ValueError, TypeError) as error:
