@@ -10,6 +10,7 @@ from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from ..kernels.depthwise_conv2d import depthwise_conv2d
+from .ffn import with_hidden
 
 
 def conv_norm(
@@ -49,15 +50,14 @@ def inverted_bottleneck(
     The hidden width is ``ratio * dim``, rounded to a multiple of 8; no shortcut. Source: MobileNetV2, arXiv:1801.04381.
     """
     hidden = make_divisible(round(ratio * dim), 8)
-    return nn.Sequential(
-        OrderedDict(
-            expand=conv_norm(dim, hidden),
-            act1=act(),
-            dw=depthwise_norm(hidden, stride=stride),
-            act2=act(),
-            project=conv_norm(hidden, out_dim),
-        )
+    layers = OrderedDict(
+        expand=conv_norm(dim, hidden),
+        act1=act(),
+        dw=depthwise_norm(hidden, stride=stride),
+        act2=act(),
+        project=conv_norm(hidden, out_dim),
     )
+    return with_hidden(nn.Sequential(layers), "expand.conv", "project.conv")
 
 
 def depthwise_conv(dim: int, kernel_size: int = 3) -> nn.Conv2d:

@@ -12,6 +12,7 @@ require("pydantic", extra="train")
 
 from .checkpoint import Trained, load_run  # noqa: E402
 from .engine import LostError, TrainResult, train  # noqa: E402
+from .extract import Extracted, ExtractError, extract  # noqa: E402
 from .logs import StorageError  # noqa: E402
 from .loop import DivergedError  # noqa: E402
 from .recipe import RecipeError, list_recipes, load_recipe  # noqa: E402
@@ -19,12 +20,15 @@ from .schema import Recipe  # noqa: E402
 
 __all__ = [
     "DivergedError",
+    "ExtractError",
+    "Extracted",
     "LostError",
     "Recipe",
     "RecipeError",
     "StorageError",
     "TrainResult",
     "Trained",
+    "extract",
     "list_recipes",
     "load_recipe",
     "load_run",

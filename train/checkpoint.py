@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..bench.machine import versions
+from ..blocks.elastic import without_statistics
 from ..zoo.errors import CheckpointError
 from ..zoo.files import atomic_dir
 from ..zoo.trained import RECORD, find_run, what_there_is
@@ -23,6 +24,7 @@ from .models import WEIGHTS, build_model
 from .recipe import parse_recipe
 from .schema import Recipe
 
+STATISTICS = "statistics.safetensors"
 _PACKAGES = ("mixzoo", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
@@ -66,21 +68,44 @@ def load_run(folder: str | Path) -> Trained:
 def save_run(out: Path, tensors: Mapping[str, Tensor], recipe: Recipe, facts: Mapping[str, Any]) -> None:
     """Write the weights and the record, ``facts`` among it, into ``out``; neither is seen half-written.
 
+    Statistics that the norms of a model with nested widths have for the narrower ones are a file of their own.
+
     Raises:
         StorageError: they cannot be written.
     """
-    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    plain, narrow = without_statistics(tensors)
+    files = {"weights": (WEIGHTS, _packed(plain)), **({"statistics": (STATISTICS, _packed(narrow))} if narrow else {})}
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         **facts,
-        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
+        **{what: {"file": name, "sha256": hashlib.sha256(data).hexdigest()} for what, (name, data) in files.items()},
         "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
         "git": git_state(),
     }
     with storing("The result", out), atomic_dir(out) as folder:
-        (folder / WEIGHTS).write_bytes(weights)
+        for name, data in files.values():
+            (folder / name).write_bytes(data)
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+
+def load_statistics(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the norms of the run in ``folder`` have for its narrower widths; empty where it has no such norms.
+
+    Raises:
+        CheckpointError: the file is missing, or not the one that the record describes.
+    """
+    if "statistics" not in record:
+        return {}
+    path = folder / STATISTICS
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != record["statistics"]["sha256"]:
+        raise CheckpointError(f"{path} is not the file that {RECORD} describes: train again.")
+    return load(data)
 
 
 def git_state() -> dict[str, Any] | None:

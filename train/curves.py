@@ -9,10 +9,13 @@ from typing import Any
 from ..zoo.errors import MixzooError
 from ..zoo.extras import require
 from ..zoo.files import atomic_write
-from .logs import EPOCHS, STEPS, Epoch, Step, read_log
+from .logs import EPOCHS, NESTED, STEPS, Epoch, Nested, Step, read_log
 
 SUFFIXES = (".png", ".svg")
 _WINDOW = 50  # steps of the running mean
+
+
+Rows = list[dict[str, float]]
 
 
 class CurveError(MixzooError, ValueError):
@@ -32,10 +35,11 @@ def plot_run(folder: Path, out: Path) -> Path:
     if not steps:
         raise CurveError(f"Nothing to draw: the run in {folder} has made no step.")
     require("matplotlib", extra="train")
-    return atomic_write(out, _draw(steps, epochs, out.suffix.lower().lstrip("."), folder.name))
+    nested = read_log(folder / NESTED, Nested) if (folder / NESTED).is_file() else []
+    return atomic_write(out, _draw(steps, epochs, nested, out.suffix.lower().lstrip("."), folder.name))
 
 
-def _draw(steps: list[dict[str, float]], epochs: list[dict[str, float]], kind: str, title: str) -> bytes:
+def _draw(steps: Rows, epochs: Rows, nested: Rows, kind: str, title: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 9), layout="constrained")
@@ -46,10 +50,14 @@ def _draw(steps: list[dict[str, float]], epochs: list[dict[str, float]], kind: s
     loss.plot(x, running_mean([row["loss"] for row in steps], _WINDOW), label=f"training, mean of {_WINDOW} steps")
     loss.plot(ends, [row["test_loss"] for row in epochs], marker="o", markersize=3, label="test")
     accuracy.plot(ends, [100 * row["accuracy"] for row in epochs], marker="o", markersize=3, label="test")
+    for width in sorted({row["width"] for row in nested if row["width"] < 1}, reverse=True):
+        ys = [100 * row["accuracy"] for row in nested if row["width"] == width]
+        accuracy.plot(ends, ys, marker="o", markersize=3, label=f"test, at width {width:g}")
     rate.plot(x, [row["lr"] for row in steps], label="learning rate")
     for axes, label in ((loss, "loss"), (accuracy, "test accuracy, %"), (rate, "learning rate")):
         _dress(axes, label)
     loss.legend()
+    accuracy.legend()
     rate.set_xlabel("step")
     figure.suptitle(title)
     buffer = io.BytesIO()
@@ -62,7 +70,7 @@ def _dress(axes: Any, label: str) -> None:
     axes.grid(True, linewidth=0.3)
 
 
-def _ends(steps: list[dict[str, float]], epochs: list[dict[str, float]]) -> list[float]:
+def _ends(steps: Rows, epochs: Rows) -> list[float]:
     """The last step of each epoch that was tested."""
     last = {row["epoch"]: row["step"] for row in steps}
     return [last[row["number"]] for row in epochs]

@@ -20,9 +20,9 @@ from torch import nn
 from ..zoo.errors import MixzooError
 from ..zoo.timing import torch_threads
 from ..zoo.trained import RECORD
-from .checkpoint import Trained, load_run
+from .checkpoint import STATISTICS, Trained, load_run
 from .images import Data
-from .logs import Epoch, storing
+from .logs import NESTED, Epoch, storing
 from .loop import Loop
 from .models import WEIGHTS
 from .processes import Processes
@@ -121,7 +121,7 @@ def _prepare(out: Path, recipe: Recipe, resume: bool, console: Console, processe
     if processes.main:
         with storing("A run", out):
             discard(out)
-            for name in (RECORD, WEIGHTS):
+            for name in (RECORD, WEIGHTS, STATISTICS, NESTED):
                 (out / name).unlink(missing_ok=True)
     return None
 

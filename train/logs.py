@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..zoo.errors import MixzooError
 from ..zoo.extras import available
 from ..zoo.files import atomic_write
 
-EPOCHS, STEPS, TENSORBOARD = "log.csv", "steps.csv", "tensorboard"
+EPOCHS, STEPS, NESTED, TENSORBOARD = "log.csv", "steps.csv", "nested.csv", "tensorboard"
 
 
 class StorageError(MixzooError):
@@ -54,6 +54,23 @@ class Epoch:
     images_per_s: float
     seconds: float
     raw_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Nested:
+    """What one of the nested widths of a model does after an epoch.
+
+    Attributes:
+        number: of the epoch, from 1.
+        width: share of the hidden channels.
+        accuracy: share of the test images that are right.
+        test_loss: mean cross-entropy of the test images.
+    """
+
+    number: int
+    width: float
+    accuracy: float
+    test_loss: float
 
 
 @contextmanager
@@ -122,17 +139,23 @@ class RunLogs:
         out: folder of the run.
         steps, epochs: how many of each stay from before.
         tensorboard: whether to write for TensorBoard too, where it is installed.
+        nested: whether the model has several widths.
     """
 
-    def __init__(self, out: Path, steps: int, epochs: int, tensorboard: bool) -> None:
+    def __init__(self, out: Path, steps: int, epochs: int, tensorboard: bool, nested: bool = False) -> None:
         self.steps, self.epochs = CsvLog(out / STEPS, Step, steps), CsvLog(out / EPOCHS, Epoch, epochs)
+        self.nested = CsvLog(out / NESTED, Nested, epochs) if nested else None
         self.board = _board(out / TENSORBOARD, steps) if tensorboard and available("tensorboard") else None
 
     def step(self, row: Step) -> None:
         self.steps.write(row)
         self._scalars({"train/loss": row.loss, "train/lr": row.lr}, row.step)
 
-    def epoch(self, row: Epoch, step: int) -> None:
+    def epoch(self, row: Epoch, step: int, nested: Sequence[Nested] = ()) -> None:
+        if self.nested is not None:
+            for width in nested:
+                self.nested.write(width)
+            self._scalars({f"test/accuracy at width {n.width:g}": n.accuracy for n in nested}, step)
         self.epochs.write(row)
         scores = {"test/accuracy": row.accuracy, "test/loss": row.test_loss, "train/images_per_s": row.images_per_s}
         self._scalars(scores, step)
@@ -143,11 +166,12 @@ class RunLogs:
                 self.board.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        self.steps.sync()
-        self.epochs.sync()
+        for log in (self.steps, self.epochs, self.nested):
+            if log is not None:
+                log.sync()
 
     def close(self) -> None:
-        for log in (self.steps, self.epochs, self.board):
+        for log in (self.steps, self.epochs, self.nested, self.board):
             if log is not None:
                 log.close()
 

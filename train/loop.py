@@ -29,10 +29,11 @@ from .data import (
     train_transform,
 )
 from .diagnose import first_not_finite
+from .elastic import draw_width, judge_widths, use_full_width
 from .evaluate import Scores, evaluate
 from .images import Data
 from .imitation import Imitator
-from .logs import Epoch, RunLogs, Step
+from .logs import Epoch, Nested, RunLogs, Step
 from .models import build_model, build_teacher
 from .parts import Objective, current_lr, make_optimizer, make_scheduler
 from .prepare import check_batch, prepare_model, set_training_mode
@@ -51,13 +52,14 @@ class DivergedError(MixzooError):
 
 @dataclass
 class Position:
-    """How far a run is: steps in all, steps and loss of the epoch that it is in, epochs that are done, and time."""
+    """How far a run is: steps in all, steps and loss of the epoch that it is in, time, and what was tested so far."""
 
     step: int = 0
     done: int = 0
     loss: float = 0.0
     seconds: float = 0.0
     epochs: list[Epoch] = field(default_factory=list)
+    nested: list[Nested] = field(default_factory=list)
 
     @property
     def epoch(self) -> int:
@@ -143,7 +145,8 @@ class Loop:
             self.processes.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
         self.examples.unreadable = {int(k): v for k, v in facts["unreadable"].items()}
         epochs = [Epoch(**row) for row in facts["epochs"]]
-        self.position = Position(facts["step"], facts["done"], facts["loss"], facts["seconds"], epochs)
+        nested = [Nested(**row) for row in facts.get("nested", ())]
+        self.position = Position(facts["step"], facts["done"], facts["loss"], facts["seconds"], epochs, nested)
 
     # what it does
 
@@ -163,8 +166,8 @@ class Loop:
 
         if not self.processes.main:
             return nullcontext()
-        at = self.position
-        return closing(RunLogs(self.out, at.step, len(at.epochs), self.recipe.saving.tensorboard))
+        at, nested = self.position, bool(self.recipe.elastic.widths)
+        return closing(RunLogs(self.out, at.step, len(at.epochs), self.recipe.saving.tensorboard, nested))
 
     def _epoch(self) -> Epoch:
         """Train what is left of the epoch, and test."""
@@ -178,7 +181,9 @@ class Loop:
         trained = time.perf_counter() - start
         if self.recipe.schedule.per == "epoch":
             self.scheduler.step(at.epoch)
+        use_full_width(self.model, self.recipe)
         scores, raw = self._test()
+        at.nested += judge_widths(self.tested, self.recipe, at.epoch, scores, self._judge)
         speed = (at.done - first) * self.recipe.data.batch / max(trained, 1e-9)
         loss, lr = at.loss / max(at.done, 1), current_lr(self.optimizer)
         seconds = time.perf_counter() - start
@@ -230,6 +235,7 @@ class Loop:
     def _backward(self, parts: list[Batch]) -> tuple[Any, list[Tensor]]:
         """Gradients of the step: (what reads its loss, the images that the model got)."""
         at, seen, total = self.position, [], torch.zeros((), device=self.processes.device)
+        draw_width(self.model, self.recipe, at.step)
         for index, batch in enumerate(parts):
             images, labels = self.finish(batch)
             seen.append(images)
@@ -252,15 +258,22 @@ class Loop:
 
     def _test(self) -> tuple[Scores, Scores | None]:
         """Scores of the result as it is now, and of the weights themselves where that is another."""
-        at = self.processes
-        models = [self.model] if self.ema is None else [self.ema.module, self.model]
+        models = [self.tested] if self.ema is None else [self.tested, self.model]
         scores = []
         for model in models:
-            at.agree(model.buffers())
-            scores.append(evaluate(model.eval(), self.test_loader, self.test_finish, at))
+            self.processes.agree(model.buffers())
+            scores.append(self._judge(model))
         if not math.isfinite(scores[-1].loss):
             self._diverged(f"the loss of the test images is {scores[-1].loss}", [])
         return scores[0], scores[1] if len(scores) > 1 else None
+
+    def _judge(self, model: nn.Module) -> Scores:
+        return evaluate(model.eval(), self.test_loader, self.test_finish, self.processes)
+
+    @property
+    def tested(self) -> nn.Module:
+        """What becomes the result: the model, or its average."""
+        return self.model if self.ema is None else self.ema.module
 
     def _diverged(self, what: str, seen: list[Tensor]) -> None:
         """Stop, and say where it began."""
@@ -279,9 +292,11 @@ class Loop:
     def _tell(self, epoch: Epoch, total: int) -> None:
         at = self.position
         left = (total - epoch.number) * at.seconds / epoch.number
-        self.progress.epoch(epoch.number, epoch.loss, epoch.accuracy, epoch.images_per_s, left)
+        nested = [n for n in at.nested if n.number == epoch.number]
+        narrower = "".join(f", at width {n.width:g} {n.accuracy:.2%}" for n in nested[:-1])
+        self.progress.epoch(epoch.number, epoch.loss, epoch.accuracy, epoch.images_per_s, left, narrower)
         if self.processes.main:
-            self.logs.epoch(epoch, at.step)
+            self.logs.epoch(epoch, at.step, nested)
         unreadable = self.examples.unreadable
         for found in self.processes.gather(dict(unreadable)):
             unreadable.update(found)
@@ -318,6 +333,7 @@ class Loop:
                 "seconds": at.seconds,
                 "score": score,
                 "epochs": [asdict(e) for e in at.epochs],
+                "nested": [asdict(n) for n in at.nested],
                 "unreadable": self.examples.unreadable,
                 "processes": self.processes.count,
                 "recipe": self.recipe.model_dump(mode="json"),
@@ -328,7 +344,6 @@ class Loop:
 
     def _result(self) -> None:
         if self.processes.main:
-            model = self.model if self.ema is None else self.ema.module
             at, data = self.position, self.data
             facts = {
                 "classes": list(data.classes),
@@ -338,12 +353,13 @@ class Loop:
                 "test_accuracy": at.epochs[-1].accuracy,
                 "seconds": at.seconds,
                 "epochs": [asdict(e) for e in at.epochs],
+                **({"nested": [asdict(n) for n in at.nested]} if at.nested else {}),
                 "unreadable": list(self.examples.unreadable.values()),
                 "threads": torch.get_num_threads(),
                 "processes": self.processes.count,
                 "device": str(self.processes.device),
             }
-            save_run(self.out, plain_state(model), self.recipe, facts)
+            save_run(self.out, plain_state(self.tested), self.recipe, facts)
         self.processes.wait()
 
 

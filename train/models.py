@@ -8,8 +8,10 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import load_pretrained
 from torch import Tensor, nn
 
+from ..blocks.nested import Widths, narrow_model
 from ..blocks.prepbn import ProgressiveRepBN
 from ..zoo import registry
 from ..zoo.errors import CheckpointError, MixzooError, UnknownModelError
@@ -86,7 +88,8 @@ def create(name: str, options: dict[str, Any], pretrained: bool = False, checkpo
     """A model of the zoo, or else of timm, with random, published or given weights.
 
     A checkpoint is a file, the folder of a run, or the name of one that comes with the package. A classifier of other
-    classes starts anew.
+    classes starts anew. ``ffn_width`` of the options is the zoo's, and serves for timm's models too; weights
+    are then those of the narrower model.
     """
     file = None if checkpoint is None else _weights_file(Path(checkpoint))
     if is_ours(name):
@@ -97,12 +100,27 @@ def create(name: str, options: dict[str, Any], pretrained: bool = False, checkpo
     if file is not None:
         overlay = {"file": str(file), **_classes_of(file)}
         options = {**options, "pretrained_cfg_overlay": overlay}
+    weights = pretrained or file is not None
     try:
-        return timm.create_model(base, pretrained=pretrained or file is not None, **options)
+        if "ffn_width" in options:
+            return _timm_narrow(base, weights, **options)
+        return timm.create_model(base, pretrained=weights, **options)
     except TypeError as error:
         raise ModelError(f"timm's {base} does not take model.kwargs as they are ({error}): correct them.") from error
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"The weights of {name} cannot be had, or do not fit ({error}).") from error
+
+
+def _timm_narrow(name: str, weights: bool, ffn_width: Widths, **options: Any) -> nn.Module:
+    """timm's model with narrower FFNs: one width for all, or one for each FFN in their order."""
+    model: Any = timm.create_model(name, **options)
+    try:
+        narrow_model(model, ffn_width)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"model.kwargs.ffn_width does not fit {name} ({error}): correct it.") from error
+    if weights:
+        load_pretrained(model, num_classes=model.num_classes, in_chans=options.get("in_chans", 3))
+    return model
 
 
 def _weights_file(path: Path) -> Path:

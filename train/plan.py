@@ -206,6 +206,12 @@ def _table(plan: Plan) -> RenderableType:
     return table
 
 
+def _widths(recipe: Recipe) -> list[str]:
+    widths = recipe.elastic.widths
+    told = ", ".join(f"{width:g}" for width in widths)
+    return [f"Widths   one of {told} in each step; memory and time are those of the full one"] if widths else []
+
+
 def _lines(plan: Plan) -> list[str]:
     recipe, epochs = plan.recipe, plan.recipe.schedule.total_epochs
     accumulate = recipe.compute.accumulate
@@ -217,6 +223,7 @@ def _lines(plan: Plan) -> list[str]:
         f"Devices  {plan.processes} x {plan.device}; each computes {plan.part} images of a batch of {recipe.data.batch}"
         + (f", {accumulate} times" if accumulate > 1 else ""),
         f"Rate     {plan.lr:.3g} at the peak",
+        *_widths(recipe),
         f"Memory   about {plan.memory_mib:,.0f} MiB of tensors on each device",
         f"Time     about {plan.step_seconds:.3g} s a step ({rate:,.0f} images/s), {plan.hours:,.1f} hours in all, "
         "without tests",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .elastic import prepare_elastic
 from .models import classifier_parameters, freeze_below_head, to_format
 from .recipe import RecipeError
 from .schema import Recipe
@@ -33,6 +34,8 @@ def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> Non
         reparametrise(model, keep=recipe.model.pretrained or recipe.model.checkpoint is not None)
     if recipe.tuning.train == "head":
         freeze_below_head(model)
+    if recipe.elastic.widths:
+        prepare_elastic(model, recipe)
     if compute.checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if recipe.distillation.teacher and hasattr(model, "set_distilled_training"):

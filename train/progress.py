@@ -47,12 +47,14 @@ class TrainProgress:
         """One step of ``epoch`` (from 1) is done; ``loss`` and ``speed`` (images/s) are of the epoch so far."""
         self.bar.update(self.task, advance=1, epoch=epoch, loss=loss, speed=speed)
 
-    def epoch(self, epoch: int, loss: float, accuracy: float, speed: float, seconds_left: float) -> None:
-        """``epoch`` (from 1) is done; ``accuracy`` is a share."""
+    def epoch(
+        self, epoch: int, loss: float, accuracy: float, speed: float, seconds_left: float, nested: str = ""
+    ) -> None:
+        """``epoch`` (from 1) is done; ``accuracy`` is a share, ``nested`` tells those of narrower widths."""
         self.bar.update(self.task, test=f"{accuracy:.2%}")
         if not self.console.is_terminal:
             self.console.print(
-                f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  test accuracy {accuracy:.2%}  "
+                f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  test accuracy {accuracy:.2%}{nested}  "
                 f"{speed:.0f} images/s  {seconds_left:.0f} s left",
                 highlight=False,
             )

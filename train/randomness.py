@@ -15,13 +15,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-ORDER, AUGMENT, MIX, FORWARD, ERASE = range(5)  # what a key is for
+ORDER, AUGMENT, MIX, FORWARD, ERASE, WIDTH = range(6)  # what a key is for
 
 
 def key(*counters: int) -> int:
     """63 bits that depend on every one of ``counters`` (each of 64 bits with a sign)."""
     digest = hashlib.blake2b(struct.pack(f"{len(counters)}q", *counters), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def share(*counters: int) -> float:
+    """A number in [0, 1) that depends on every one of ``counters``."""
+    return (key(*counters) >> 10) / 2**53
 
 
 def seed_all(*counters: int) -> None:

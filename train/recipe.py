@@ -208,7 +208,8 @@ def _sentence(error: ValidationError) -> str:
         return f"{key!r} is {first['input']!r}, but it is a section with the keys {', '.join(keys_of(key))}"
     message = first["msg"].removeprefix("Value error, ")
     found = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
-    return f"{key!r}{found}: {message[0].lower()}{message[1:]}"
+    where = f"{key!r}{found}: " if key else ""
+    return f"{where}{message[0].lower()}{message[1:]}"
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -224,6 +224,25 @@ class ResolutionsRecipe(Section):
     consistency: float = Field(default=1.0, ge=0, description="how much the agreement of their features counts")
 
 
+class ElasticRecipe(Section):
+    """Nested FFNs (MatFormer): each step trains one width, drawn at random; `mixzoo extract` cuts a model out."""
+
+    widths: tuple[float, ...] = Field(
+        default=(), description="shares of the FFNs' hidden channels, rising, the last of them 1; off if empty"
+    )
+    probabilities: tuple[float, ...] = Field(default=(), description="how often each is drawn; equally if empty")
+
+    @model_validator(mode="after")
+    def _widths_rise_to_one(self) -> ElasticRecipe:
+        widths, chances = self.widths, self.probabilities
+        rising = all(low < high for low, high in zip((0.0, *widths), widths, strict=False))
+        if widths and not (rising and widths[-1] == 1 and len(widths) > 1):
+            raise ValueError("widths must be two shares or more above 0, rising, the last of them 1")
+        if chances and (len(chances) != len(widths) or min(chances) <= 0 or abs(sum(chances) - 1) > 1e-6):
+            raise ValueError("probabilities must be one positive number for each of widths, with a sum of 1")
+        return self
+
+
 class TuningRecipe(Section):
     """How much of the model is trained."""
 
@@ -264,6 +283,7 @@ class Recipe(Section):
     ema: EmaRecipe = EmaRecipe()
     distillation: DistillationRecipe = DistillationRecipe()
     resolutions: ResolutionsRecipe = ResolutionsRecipe()
+    elastic: ElasticRecipe = ElasticRecipe()
     tuning: TuningRecipe = TuningRecipe()
     compute: ComputeRecipe = ComputeRecipe()
     saving: SavingRecipe = SavingRecipe()
@@ -273,6 +293,18 @@ class Recipe(Section):
     def _largest_is_loaded(self) -> Recipe:
         if self.resolutions.sizes and max(self.resolutions.sizes) != self.data.size:
             raise ValueError(f"the largest of resolutions.sizes must be data.size ({self.data.size})")
+        return self
+
+    @model_validator(mode="after")
+    def _widths_are_trained(self) -> Recipe:
+        others = {
+            "tuning.train=head": self.tuning.train == "head",
+            "compute.sync_bn": self.compute.sync_bn,
+            "regularisation.sigma_reparam": self.regularisation.sigma_reparam,
+            "model.kwargs.ffn_width": "ffn_width" in self.model.kwargs,
+        }
+        for other in (name for name, given in others.items() if given and self.elastic.widths):
+            raise ValueError(f"elastic.widths and {other} do not go together: leave one of them out")
         return self
 
 

@@ -21,6 +21,7 @@ from .console import (
     Pretrained,
     numbers,
     progress,
+    shares,
     show,
     show_json,
     split,
@@ -298,6 +299,25 @@ def eval_(
         f"{scores.images} images: top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}, loss {scores.loss:.4f}, "
         f"{scores.images_per_s:.0f} images/s"
     )
+
+
+@app.command()
+def extract(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that trained elastic.widths.", show_default=False)],
+    width: Annotated[
+        str, typer.Option(help="Trained widths: one, one per stage or one per block, with commas.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model.", show_default=False)],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the training images, which batch norms of several widths need.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Cut a model of fewer hidden channels out of a run that trained nested widths."""
+    from ..train.extract import extract as cut
+
+    found = cut(run, shares(width, "--width"), out, root)
+    show_json(found.record()) if as_json else typer.echo(found.sentence())
 
 
 @app.command()

@@ -93,6 +93,21 @@ def _found(checkpoint: Path | None) -> Path | None:
     return find_run(checkpoint) if checkpoint else None
 
 
+def shares(text: str, option: str) -> tuple[float, ...]:
+    """The numbers of a list with commas.
+
+    Raises:
+        BadParameter: an item is none, or there is no item; it names ``option``.
+    """
+    try:
+        found = tuple(float(item) for item in split(text))
+    except ValueError:
+        found = ()
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no list of numbers, such as 0.5 or 0.25,0.5,1.", param_hint=option)
+    return found
+
+
 Model = Annotated[str, typer.Argument(help="A model's name, as its paper has it.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Checkpoint = Annotated[

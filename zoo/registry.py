@@ -74,7 +74,16 @@ _MODULES = (
 )
 FAMILIES = {m.__name__.rsplit(".", 1)[-1]: m for m in _MODULES}
 VARIANTS: dict[str, Variant] = {v.name: v for module in FAMILIES.values() for v in module.VARIANTS}
-_SHELL_OPTIONS = ("num_classes", "in_chans", "global_pool", "img_size", "mixer", "drop_rate", "drop_path_rate")
+_SHELL_OPTIONS = (
+    "num_classes",
+    "in_chans",
+    "global_pool",
+    "img_size",
+    "mixer",
+    "drop_rate",
+    "drop_path_rate",
+    "ffn_width",
+)
 _TIMM_OPTIONS = (
     "device",
     "dtype",
@@ -131,8 +140,8 @@ def create_model(
         pretrained: load the published weights.
         checkpoint_path: a local file in any form (official, timm, mixzoo, deploy); see `mixzoo.zoo.weights`. A deploy
             form gives a model in deploy form.
-        options: those of `Backbone` (num_classes, in_chans, img_size, mixer, ...), timm's (features_only, out_indices,
-            ...), and for a family name those of its ``build`` (depths, dims, mixers, ...).
+        options: those of `Backbone` (num_classes, in_chans, img_size, mixer, ffn_width, ...), timm's (features_only,
+            out_indices, ...), and for a family name those of its ``build`` (depths, dims, mixers, ...).
 
     Raises:
         UnknownModelError: no such model or family.

@@ -16,10 +16,11 @@ from ..blocks.deploy import deploy_form
 from ..blocks.geometry import Size, conv_out_size, total_stride
 from ..blocks.head import ClassifierHead
 from ..blocks.mixers.random import MatrixMixer
+from ..blocks.nested import Widths, built_narrow, nested_ffns
 from ..blocks.stage import CrossStage, Stage, TokenStage
 from ..blocks.tables import GridModule
 from . import weights
-from .errors import DeployFormError
+from .errors import DeployFormError, MixzooError
 from .spec import BackboneSpec, Mixers, StageSpec
 
 
@@ -35,6 +36,11 @@ class Backbone(nn.Module):
         mixer: token mixer to use instead of the spec's: a name, a factory, or a list with one per stage.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; earlier blocks drop linearly less.
+        ffn_width: share of the FFNs' hidden channels in the spec that the model has, or a list of shares with one per
+            stage or one per block.
+
+    Raises:
+        MixzooError: ``mixer`` or ``ffn_width`` does not fit the model.
     """
 
     def __init__(
@@ -47,14 +53,17 @@ class Backbone(nn.Module):
         mixer: Mixers = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        ffn_width: Widths | None = None,
     ) -> None:
         super().__init__()
-        self.spec = spec = spec.with_mixers(mixer)
+        self.spec = spec = spec.with_mixers(mixer).with_ffn_width(ffn_width)
         size = spec.img_size if img_size is None else img_size
         self.img_size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem = spec.stem(in_chans, spec.stem_dim or spec.stages[0].dim)
         self._build_stages(drop_path_rate)
+        if ffn_width is not None:
+            _need_ffns(self)
         dim = spec.stages[-1].dim
         self.norm = spec.norm(dim)
         self.num_features = spec.num_features or dim
@@ -295,11 +304,20 @@ _FINE_GROUPS = [
 ]
 
 
+def _need_ffns(model: nn.Module) -> None:
+    try:
+        nested_ffns(model)
+    except ValueError as error:
+        raise MixzooError(f"The model has no ffn_width ({error}): leave it out.") from error
+
+
 def _build_stage(spec: StageSpec, downsample: nn.Module, grid: Size, rates: list[float]) -> Stage:
     mixer = MixerChoice(spec.mixer, spec.foreign)
     site_grid = (spec.window, spec.window) if spec.window else grid
     sites = (BlockSite(spec.dim, site_grid, i, spec.depth, rate, spec.prefix) for i, rate in enumerate(rates))
-    blocks = [build_block(parts_of(spec.block, site.index), mixer, site) for site in sites]
+    blocks: list[nn.Module] = [build_block(parts_of(spec.block, site.index), mixer, site) for site in sites]
+    if spec.ffn_widths:
+        blocks = [built_narrow(block, width) for block, width in zip(blocks, spec.ffn_widths, strict=True)]
     position = spec.position(spec.dim, grid) if spec.position else nn.Identity()
     make = CrossStage if mixer.crosses and spec.make is Stage else spec.make
     return make(downsample, blocks, spec.norm(spec.dim), position)

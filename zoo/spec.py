@@ -12,6 +12,7 @@ from ..blocks.downsample import DownsampleFactory
 from ..blocks.geometry import Size
 from ..blocks.init import keep_defaults
 from ..blocks.mixers import MIXERS, Mixer, MixerFactory
+from ..blocks.nested import Widths, spread
 from ..blocks.stage import CrossStage, Stage
 from ..blocks.stem import StemFactory
 from .errors import MixzooError, UnknownNameError
@@ -36,6 +37,7 @@ class StageSpec:
         position: factory of a position embedding (dim, grid), added before the blocks; None for none.
         window: side of the windows that the whole stage runs in, or None. Position tables then belong to the window.
         prefix: class tokens that the stage packs in front of its map; only the last stage may. Needs `TokenStage`.
+        ffn_widths: share of the FFNs' hidden channels that each block has; all of them where it is empty.
     """
 
     depth: int
@@ -48,6 +50,7 @@ class StageSpec:
     position: Callable[[int, Size], nn.Module] | None = None
     window: int | None = None
     prefix: int = 0
+    ffn_widths: tuple[float, ...] = ()
     foreign: bool = False  # the mixer was chosen by the user
 
 
@@ -119,6 +122,21 @@ class BackboneSpec:
             )
         stages = (s if m is None else swap_mixer(s, m) for s, m in zip(self.stages, mixers, strict=True))
         return replace(self, stages=tuple(stages))
+
+    def with_ffn_width(self, widths: Widths | None) -> BackboneSpec:
+        """The spec with FFNs of fewer hidden channels: shares of them, one for all, one per stage or one per block.
+
+        Raises:
+            MixzooError: another count, or a share that is none.
+        """
+        if widths is None:
+            return self
+        try:
+            shares = spread(widths, [stage.depth for stage in self.stages])
+        except (ValueError, TypeError) as error:
+            raise MixzooError(f"ffn_width={widths!r} does not fit the model ({error}).") from error
+        stages = tuple(replace(s, ffn_widths=w) for s, w in zip(self.stages, shares, strict=True))
+        return replace(self, stages=stages, merged=self.merged and self.merged.with_ffn_width(widths))
 
 
 def resolve_mixer(mixer: str | MixerFactory) -> MixerFactory:

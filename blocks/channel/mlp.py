@@ -1,6 +1,7 @@
 """Channel mixers: (B, C, H, W) -> (B, C, H, W), every position by itself or with its nearest neighbours.
 
 The plain MLP is timm's `ConvMlp`; here are factories that fix its options, and the variants that timm does not have.
+Each variant says by `with_hidden` between which of its layers the hidden channels are, so that its width can be nested.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from timm.layers import ConvMlp
 from torch import nn
 
 from ..conv import conv_norm
+from ..ffn import with_hidden
 from ..residual import Residual
 
 ChannelFactory = Callable[[int], nn.Module]
@@ -54,7 +56,7 @@ def local_mlp(local: ChannelFactory, ratio: float = 4.0, act: Callable[[], nn.Mo
 def _local_mlp(dim: int, local: ChannelFactory, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
     hidden = int(ratio * dim)
     fc1, fc2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
-    return nn.Sequential(OrderedDict(local=local(dim), fc1=fc1, act=act(), fc2=fc2))
+    return with_hidden(nn.Sequential(OrderedDict(local=local(dim), fc1=fc1, act=act(), fc2=fc2)), "fc1", "fc2")
 
 
 def _conv_mlp(dim: int, ratio: float, act: Callable[[], nn.Module], bias: bool) -> nn.Module:
@@ -63,7 +65,8 @@ def _conv_mlp(dim: int, ratio: float, act: Callable[[], nn.Module], bias: bool) 
 
 def _norm_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
     hidden = int(ratio * dim)
-    return nn.Sequential(OrderedDict(fc1=conv_norm(dim, hidden), act=act(), fc2=conv_norm(hidden, dim, bn_weight=0.0)))
+    layers = OrderedDict(fc1=conv_norm(dim, hidden), act=act(), fc2=conv_norm(hidden, dim, bn_weight=0.0))
+    return with_hidden(nn.Sequential(layers), "fc1.conv", "fc2.conv")
 
 
 def _depthwise_mlp(
@@ -74,11 +77,11 @@ def _depthwise_mlp(
     if inner_act is not None:
         layers["inner_act"] = inner_act()
     layers["dwconv"] = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-    return nn.Sequential(OrderedDict(**layers, act=act(), fc2=nn.Conv2d(hidden, dim, 1)))
+    return with_hidden(nn.Sequential(OrderedDict(**layers, act=act(), fc2=nn.Conv2d(hidden, dim, 1))), "fc1", "fc2")
 
 
 def _residual_depthwise_mlp(dim: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
     hidden = int(ratio * dim)
     fc1, fc2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
     dwconv = Residual(nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden))
-    return nn.Sequential(OrderedDict(fc1=fc1, act=act(), dwconv=dwconv, fc2=fc2))
+    return with_hidden(nn.Sequential(OrderedDict(fc1=fc1, act=act(), dwconv=dwconv, fc2=fc2)), "fc1", "fc2")
