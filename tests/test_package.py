@@ -28,6 +28,12 @@ def sources() -> list[Path]:
     return sorted(p for p in found if p.parts[0] not in NOT_PACKAGED and not p.parts[0].startswith("."))
 
 
+def package_data() -> list[Path]:
+    """Recipes, and the trained models with their cards."""
+    configs = ROOT / "configs"
+    return [*configs.glob("recipes/*.yaml"), *(p for p in configs.glob("trained/*/*") if p.is_file())]
+
+
 def listed_packages() -> list[str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -52,7 +58,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Names in a wheel built from a copy of the tree, so that nothing is left in it."""
     folder = tmp_path_factory.mktemp("wheel")
     tracked = [*sources(), *(Path(n) for n in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "py.typed"))]
-    tracked += [p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")]
+    tracked += [p.relative_to(ROOT) for p in package_data()]
     tracked += [p.relative_to(ROOT) for p in (ROOT / "tests").rglob("*.py")]
     for path in tracked:
         (folder / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +79,9 @@ def test_wheel_holds_every_module_and_no_test(wheel_names: list[str]) -> None:
 
 
 def test_wheel_holds_the_package_data(wheel_names: list[str]) -> None:
-    recipes = [f"mixzoo/configs/recipes/{p.name}" for p in (ROOT / "configs/recipes").glob("*.yaml")]
-    assert recipes
-    assert {"mixzoo/py.typed", *recipes} <= set(wheel_names)
+    data = {f"mixzoo/{p.relative_to(ROOT).as_posix()}" for p in package_data()}
+    assert {"mixzoo/configs/recipes/van.yaml", "mixzoo/configs/trained/shvit_fashion/model.safetensors"} <= data
+    assert {"mixzoo/py.typed", *data} <= set(wheel_names)
 
 
 def test_wheel_has_the_command_and_the_licence(wheel_names: list[str]) -> None:
