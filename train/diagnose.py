@@ -22,7 +22,8 @@ def finite(value: Any) -> bool:
 def first_not_finite(model: nn.Module, images: Tensor, precision: AbstractContextManager[Any]) -> str:
     """What in ``model`` is first not finite for images (B, C, H, W), as the end of a sentence.
 
-    The innermost module is named whose output is not finite. The model's mode stays as it is.
+    The innermost module is named whose output is not finite. The model's mode stays as it is; one that is compiled runs
+    as it was before, so that every module is seen.
     """
     if not finite(images):
         return "the images themselves are not finite"
@@ -40,7 +41,7 @@ def first_not_finite(model: nn.Module, images: Tensor, precision: AbstractContex
 
     hooks = [watch(name or "the model", module) for name, module in model.named_modules()]
     try:
-        with precision:
+        with precision, torch.compiler.set_stance("force_eager"):
             model(images)
     finally:
         for hook in hooks:

@@ -133,7 +133,10 @@ class Objective:
     def called(self, model: nn.Module) -> nn.Module:
         """What is called with images in training: the model, or the model beside what is trained with it."""
         teacher = self.distillation.features if self.distillation else None
-        return model if teacher is None else Imitator(model, teacher, self.recipe)
+        called = model if teacher is None else Imitator(model, teacher, self.recipe)
+        if self.recipe.compute.compile:
+            called.compile()
+        return called
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
         """The mean loss of images (B, C, H, W), which are changed, with labels (B,) in step ``step`` of the run."""

@@ -40,8 +40,6 @@ def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> Non
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if recipe.distillation.teacher and hasattr(model, "set_distilled_training"):
         model.set_distilled_training(True)  # type: ignore[operator]
-    if compute.compile:
-        model.compile()
 
 
 def set_training_mode(model: nn.Module, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ class Processes:
         device: where it computes.
 
     Raises:
-        RecipeError: the precision is not to be had here.
+        RecipeError: the precision is not to be had here, nor compiled recomputation on a processor.
     """
 
     def __init__(self, compute: ComputeRecipe) -> None:
@@ -38,6 +38,11 @@ class Processes:
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         if compute.precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("'compute.precision' is 'fp16', which a processor does not train in: set bf16 or no.")
+        if compute.compile and compute.checkpointing and self.device.type == "cpu":
+            raise RecipeError(
+                "'compute.compile' and 'compute.checkpointing' together give wrong gradients of attention on a "
+                "processor, where torch recomputes it from a layout that its kernel does not read: set only one."
+            )
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The model as it is called in training, and the optimizer that scales gradients where it must."""
