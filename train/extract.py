@@ -68,7 +68,7 @@ class Extracted:
         """The figures in words."""
         told = f"`mixzoo eval {self.folder}` measures its accuracy"
         if self.accuracy is not None:
-            told = f"{self.accuracy:.2%} of the test images were right in training"
+            told = f"{self.accuracy:.2%} of the test images were right after training"
         return (
             f"{self.params / 1e6:.3f} M parameters, {self.macs / 1e9:.4f} G multiply-accumulates, "
             f"{self.bytes / 1e6:.2f} MB; {told}; the model is in {self.folder}"
