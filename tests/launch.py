@@ -9,16 +9,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def start(folder: Path, settings: Iterable[str], processes: int, recipe: str = "shvit_digits") -> subprocess.Popen[str]:
-    """Begin a run in ``folder``, or go on with the one that is there."""
-    words = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d"]
-    words += ["--rdzv-endpoint=localhost:0", "-m", "mixzoo", "train", recipe, *settings]
-    words += ["--out", str(folder), "--resume"]
+def launch(processes: int, *words: str) -> subprocess.Popen[str]:
+    """Begin a program of several processes: ``-m`` and a module, or a file, and what it gets."""
+    command = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, *command, "--rdzv-endpoint=localhost:0", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def start(
+    folder: Path, settings: Iterable[str], processes: int, program: Iterable[str] = ("-m", "mixzoo")
+) -> subprocess.Popen[str]:
+    """Begin a run in ``folder``, or go on with the one that is there."""
+    return launch(processes, *program, "train", "shvit_digits", *settings, "--out", str(folder), "--resume")
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for the end of a run that must not fail."""
-    _, said = process.communicate(timeout=600)
+    """Wait for the end of a program that must not fail."""
+    _, said = process.communicate()
     assert process.returncode == 0, said

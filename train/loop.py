@@ -123,24 +123,36 @@ class Loop:
         teacher = build_teacher(recipe.distillation, recipe, classes) if recipe.distillation.teacher else None
         model = at.joined_norms(model) if recipe.compute.sync_bn else model
         prepare_model(model, recipe, at.device)
-        self.ema = ModelEmaV3(model, recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
-        self.model = model
+        if at.sharded:
+            from .sharding import check_sharding
+
+            check_sharding(recipe, model)
+        self.model, self.ema = model, self._average(model)
         teacher = teacher.to(at.device) if teacher is not None else None
         self.objective = Objective(recipe, classes, teacher, model)
         called = self.objective.called(model)
         self.projection = called.projection if isinstance(called, Imitator) else None
+        at.shard(called, *([] if self.ema is None else [self.ema.module]))
         optimizer = make_optimizer(called, recipe)
         self.scheduler = make_scheduler(optimizer, recipe, self.steps)
         self.called, self.optimizer = at.prepare(called, optimizer)
 
+    def _average(self, model: nn.Module) -> ModelEmaV3 | None:
+        ema = self.recipe.ema
+        if not ema.decay:
+            return None
+        return ModelEmaV3(model, ema.decay, use_warmup=ema.warmup, foreach=not self.processes.sharded)
+
+    def _weighted(self) -> dict[str, nn.Module]:
+        """What has weights to be saved, by the name of their file."""
+        modules = {"model": self.model, "ema": self.ema and self.ema.module, "projection": self.projection}
+        return {name: module for name, module in modules.items() if module is not None}
+
     def _restore(self, snapshot: Snapshot) -> None:
-        facts = snapshot.facts
-        nn.Module.load_state_dict(self.model, snapshot.weights["model"])
-        if self.ema is not None:
-            nn.Module.load_state_dict(self.ema.module, snapshot.weights["ema"])
-        if self.projection is not None:
-            self.projection.load_state_dict(snapshot.weights["projection"])
-        self.optimizer.load_state_dict(snapshot.state["optimizer"])
+        facts, at = snapshot.facts, self.processes
+        for name, module in self._weighted().items():
+            at.load(module, snapshot.weights[name])
+        at.load_optimizer(self.optimizer, snapshot.state["optimizer"])
         if self.processes.accelerator.scaler is not None:
             self.processes.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
         self.examples.unreadable = {int(k): v for k, v in facts["unreadable"].items()}
@@ -258,11 +270,14 @@ class Loop:
 
     def _test(self) -> tuple[Scores, Scores | None]:
         """Scores of the result as it is now, and of the weights themselves where that is another."""
-        models = [self.tested] if self.ema is None else [self.tested, self.model]
+        models = [(self.model, self.called)]
+        if self.ema is not None:
+            models.insert(0, (self.ema.module, self.ema.module))
         scores = []
-        for model in models:
+        for model, called in models:
             self.processes.agree(model.buffers())
-            scores.append(self._judge(model))
+            with self.processes.gathered(called):
+                scores.append(self._judge(model))
         if not math.isfinite(scores[-1].loss):
             self._diverged(f"the loss of the test images is {scores[-1].loss}", [])
         return scores[0], scores[1] if len(scores) > 1 else None
@@ -278,7 +293,8 @@ class Loop:
     def _diverged(self, what: str, seen: list[Tensor]) -> None:
         """Stop, and say where it began."""
         at, optim = self.position, self.recipe.optim
-        where = [first_not_finite(self.model, images, self.processes.autocast()) for images in seen]
+        with self.processes.gathered(self.called):
+            where = [first_not_finite(self.model, images, self.processes.autocast()) for images in seen]
         told = [text for part in self.processes.gather(where) for text in part]
         cause = next((text for text in told if "alone" not in text), told[0] if told else "")
         raise DivergedError(
@@ -317,15 +333,12 @@ class Loop:
 
     def _snapshot(self, score: float | None) -> None:
         """Save the position; the other processes wait, so that none is ahead of what is on the disk."""
+        weights = {name: self.processes.whole(module.state_dict()) for name, module in self._weighted().items()}
+        optimizer = self.processes.whole(self.optimizer.state_dict())
         if self.processes.main:
             at, scaler = self.position, self.processes.accelerator.scaler
             self.logs.sync()
-            weights = {"model": self.model.state_dict()}
-            if self.ema is not None:
-                weights["ema"] = self.ema.module.state_dict()
-            if self.projection is not None:
-                weights["projection"] = self.projection.state_dict()
-            state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+            state = {"optimizer": optimizer, "scaler": scaler.state_dict() if scaler else None}
             facts = {
                 "step": at.step,
                 "done": at.done,
@@ -343,6 +356,7 @@ class Loop:
         self.processes.wait()
 
     def _result(self) -> None:
+        weights = self.processes.whole(plain_state(self.tested))
         if self.processes.main:
             at, data = self.position, self.data
             facts = {
@@ -359,7 +373,7 @@ class Loop:
                 "processes": self.processes.count,
                 "device": str(self.processes.device),
             }
-            save_run(self.out, plain_state(self.tested), self.recipe, facts)
+            save_run(self.out, weights, self.recipe, facts)
         self.processes.wait()
 
 

@@ -224,7 +224,8 @@ def _lines(plan: Plan) -> list[str]:
         + (f", {accumulate} times" if accumulate > 1 else ""),
         f"Rate     {plan.lr:.3g} at the peak",
         *_widths(recipe),
-        f"Memory   about {plan.memory_mib:,.0f} MiB of tensors on each device",
+        f"Memory   about {plan.memory_mib:,.0f} MiB of tensors on each device"
+        + (", were weights and their states not split" if recipe.compute.sharding else ""),
         f"Time     about {plan.step_seconds:.3g} s a step ({rate:,.0f} images/s), {plan.hours:,.1f} hours in all, "
         "without tests",
     ]

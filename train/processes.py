@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ class Processes:
         rank, count: which of how many it is.
         main: whether it writes and speaks.
         device: where it computes.
+        sharded, precision: whether weights are split over the processes; and that of autocast.
 
     Raises:
         RecipeError: the precision is not to be had here, nor compiled recomputation on a processor.
@@ -36,6 +37,7 @@ class Processes:
         self.accelerator = accelerate.Accelerator(cpu=processor, mixed_precision=compute.precision)
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        self.sharded, self.precision = compute.sharding == "fsdp" and self.count > 1, compute.precision
         if compute.precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("'compute.precision' is 'fp16', which a processor does not train in: set bf16 or no.")
         if compute.compile and compute.checkpointing and self.device.type == "cpu":
@@ -44,9 +46,59 @@ class Processes:
                 "processor, where torch recomputes it from a layout that its kernel does not read: set only one."
             )
 
+    def shard(self, *models: nn.Module) -> None:
+        """Split the parameters of models that will be called, where the recipe wants that."""
+        if self.sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            from . import sharding
+
+            mesh = init_device_mesh(self.device.type, (self.count,))
+            for model in models:
+                sharding.shard(model, mesh)
+
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The model as it is called in training, and the optimizer that scales gradients where it must."""
-        return self.accelerator.prepare(model, optimizer)
+        if not self.sharded:
+            return self.accelerator.prepare(model, optimizer)
+        from . import sharding
+
+        if self.precision != "no":
+            sharding.in_precision(model, self.autocast)
+        return model, self.accelerator.prepare(optimizer)
+
+    def gathered(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, each process has the whole of a model that was split, and calls it as often as it likes."""
+        if not self.sharded:
+            return nullcontext()
+        from . import sharding
+
+        return sharding.gathered(model)
+
+    def whole(self, tree: T) -> T:
+        """Tensors in dicts and lists, whole in the main process where they were split; all processes call it."""
+        if not self.sharded:
+            return tree
+        from . import sharding
+
+        return sharding.whole(tree, self.main)
+
+    def load(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Give a model its weights, which are whole, as its own names have them."""
+        if not self.sharded:
+            nn.Module.load_state_dict(model, weights)
+            return
+        from . import sharding
+
+        sharding.load_weights(model, weights)
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Give an optimizer its state, which is whole."""
+        if self.sharded:
+            from . import sharding
+
+            state = sharding.split_state(optimizer, state)
+        optimizer.load_state_dict(state)
 
     def joined_norms(self, model: nn.Module) -> nn.Module:
         """The model with batch norms that see the batch of all processes, where there are several.
@@ -67,6 +119,10 @@ class Processes:
 
     def apart(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
         """Where ``wanted``, gradients stay in this process: more of the same step are to come."""
+        if wanted and self.sharded:
+            from . import sharding
+
+            return sharding.apart(model)
         return self.accelerator.no_sync(model) if wanted else nullcontext()
 
     def autocast(self) -> AbstractContextManager[Any]:

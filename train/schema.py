@@ -258,6 +258,9 @@ class ComputeRecipe(Section):
     accumulate: int = Field(default=1, ge=1, description="parts that a device computes its share of a batch in")
     checkpointing: bool = Field(default=False, description="recompute blocks in the backward pass, for memory")
     compile: bool = Field(default=False, description="by torch.compile")
+    sharding: Literal["fsdp"] | None = Field(
+        default=None, description="weights, gradients and the optimizer's state split over the processes, for memory"
+    )
     sync_bn: bool = Field(default=False, description="batch norms over all devices, as on one")
 
 
