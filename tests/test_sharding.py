@@ -134,6 +134,7 @@ def test_every_kind_of_model_can_be_split(tmp_path: Path) -> None:
         ("regularisation.sigma_reparam=true", r"regularisation\.sigma_reparam=true"),
         ("optim.optimizer=lamb", r"optim\.optimizer=lamb"),
         ("optim.clip_mode=agc", r"optim\.clip_mode=agc"),
+        ("elastic.widths=[0.5, 1.0]", r"elastic\.widths"),
     ],
 )
 def test_what_does_not_go_with_split_weights_is_refused(change: str, says: str) -> None:
