@@ -177,3 +177,8 @@ def test_an_unknown_recipe_suggests_near_names(tmp_path: Path) -> None:
 def test_mean_and_std_must_fit_the_channels() -> None:
     with pytest.raises(RecipeError, match="images have 1 or 3 channels, but mean has 2 values"):
         load_recipe("shvit_digits", ["data.mean=[0.3, 0.3]", "data.std=[0.3, 0.3]"])
+
+
+def test_a_plain_no_is_the_word() -> None:
+    assert load_recipe("pvt").compute.precision == "fp16"
+    assert load_recipe("pvt", ["compute.precision=no"]).compute.precision == "no"

@@ -263,6 +263,12 @@ class ComputeRecipe(Section):
     )
     sync_bn: bool = Field(default=False, description="batch norms over all devices, as on one")
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        """YAML reads a plain ``no`` as false."""
+        return "no" if value is False else value
+
 
 class SavingRecipe(Section):
     """When what a run can be resumed from is written."""
