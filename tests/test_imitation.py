@@ -16,6 +16,7 @@ from mixzoo.train.logs import STEPS
 from mixzoo.train.models import ModelError, build_model, build_teacher
 from mixzoo.train.parts import Objective, make_optimizer, parameter_groups
 from mixzoo.train.plan import make_plan
+from mixzoo.train.prepare import prepare_model
 from mixzoo.train.snapshots import FOLDER, saved_steps
 from mixzoo.zoo.fill import fill_
 from rich.console import Console
@@ -169,6 +170,17 @@ def test_a_teacher_of_features_may_know_other_classes(taught: tuple[str, ...]) -
     assert teacher.num_classes == 10  # type: ignore[comparison-overlap]
     objective = Objective(recipe, 12, teacher, student)
     assert torch.isfinite(objective(objective.called(student), torch.rand(2, 1, 32, 32), torch.arange(2), 1, 1))
+
+
+def test_a_student_with_two_heads_has_both_for_the_labels(taught: tuple[str, ...]) -> None:
+    deit = ("model.name=timm/deit_tiny_distilled_patch16_224", "model.kwargs={depth: 1}", "distillation.alpha=0.5")
+    recipe = load_recipe("shvit_digits", [*DEIT, *HINTS, *taught, *deit])
+    student, teacher = build_model(recipe, 10), build_teacher(recipe.distillation, recipe, 10)
+    prepare_model(student, recipe, torch.device("cpu"))
+    objective = Objective(recipe, 10, teacher, student)
+    objective(objective.called(student), torch.rand(2, 1, 32, 32), torch.arange(2), 1, 1).backward()
+    heads: Any = student.get_classifier()  # type: ignore[operator]
+    assert len(heads) == 2 and all(head.weight.grad.any() for head in heads)
 
 
 @pytest.fixture(scope="module")

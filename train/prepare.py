@@ -38,7 +38,8 @@ def prepare_model(model: nn.Module, recipe: Recipe, device: torch.device) -> Non
         prepare_elastic(model, recipe)
     if compute.checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
-    if recipe.distillation.teacher and hasattr(model, "set_distilled_training"):
+    second_head = recipe.distillation.teacher and recipe.distillation.kind != "feature"
+    if second_head and hasattr(model, "set_distilled_training"):
         model.set_distilled_training(True)  # type: ignore[operator]
 
 
