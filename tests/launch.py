@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, as torchrun starts them."""
+"""Runs of several processes on this machine, as torchrun starts them, and the settings of a small one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+TINY = (
+    "model.name=deit",
+    "model.kwargs={depth: 2, dim: 32}",
+    "data.size=32",
+    "data.batch=256",  # five steps an epoch
+    "schedule.epochs=2",
+    "schedule.warmup_epochs=0",
+)
 
 
 def launch(processes: int, *words: str) -> subprocess.Popen[str]:

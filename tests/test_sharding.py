@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import finish, launch, start
+from launch import TINY, finish, launch, start
 from mixzoo.train import RecipeError, load_recipe, train
 from mixzoo.train.logs import STEPS
 from mixzoo.train.models import build_model
@@ -21,12 +21,7 @@ from small import KINDS
 from torch import Tensor, nn
 
 SETTINGS = (
-    "model.name=deit",
-    "model.kwargs={depth: 2, dim: 32}",
-    "data.size=32",
-    "data.batch=256",  # five steps an epoch
-    "schedule.epochs=2",
-    "schedule.warmup_epochs=0",
+    *TINY,
     "augment.mixup=0.8",
     "ema.decay=0.9",
     "optim.clip_grad=0.5",

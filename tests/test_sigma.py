@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import TINY
 from mixzoo.train import RecipeError, load_recipe, load_run, train
 from mixzoo.train.logs import STEPS
 from mixzoo.train.models import build_model
@@ -24,12 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 DEIT = (
-    "model.name=deit",
-    "model.kwargs={depth: 2, dim: 32}",
-    "data.size=32",
-    "data.batch=256",  # five steps an epoch
-    "schedule.epochs=2",
-    "schedule.warmup_epochs=0",
+    *TINY,
     "compute.memory_format=contiguous",
     "saving.tensorboard=false",
     "saving.every_epochs=1",
