@@ -84,11 +84,11 @@ _SHELL_OPTIONS = (
     "drop_path_rate",
     "ffn_width",
 )
+_EXTRACTOR_OPTIONS = ("features_only", "out_indices")
 _TIMM_OPTIONS = (
+    *_EXTRACTOR_OPTIONS,
     "device",
     "dtype",
-    "features_only",
-    "out_indices",
     "feature_cls",
     "pretrained_cfg",
     "pretrained_cfg_overlay",
@@ -149,10 +149,7 @@ def create_model(
         CheckpointError: weights that cannot be had or do not fit.
     """
     if name in FAMILIES and (name not in VARIANTS or set(options) & set(_build_options(name))):
-        model = _create_custom(name, options, pretrained)
-        if checkpoint_path:
-            weights.load(model, checkpoint_path)
-        return model
+        return _create_custom(name, options, pretrained, checkpoint_path)
     variant = get_variant(name)
     _check_options(options, (*_SHELL_OPTIONS, *_TIMM_OPTIONS), variant.name)
     tag = name.partition(".")[2]
@@ -175,12 +172,24 @@ def _build_options(family: str) -> tuple[str, ...]:
     return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
-def _create_custom(family: str, options: dict[str, Any], pretrained: bool) -> Backbone:
-    build: Callable[..., BackboneSpec] = FAMILIES[family].build
-    names = _build_options(family)
-    _check_options(options, (*names, *_SHELL_OPTIONS), family)
+def _create_custom(
+    family: str, options: dict[str, Any], pretrained: bool, checkpoint: str | Path | None
+) -> Backbone | FeatureGetterNet:
     if pretrained:
         raise CheckpointError(f"A {family} of your own design has no published weights: drop pretrained=True.")
+    names = _build_options(family)
+    _check_options(options, (*names, *_SHELL_OPTIONS, *_EXTRACTOR_OPTIONS), family)
+    dense, indices = options.pop("features_only", False), options.pop("out_indices", None)
+    model = _custom_backbone(family, names, options)
+    model.head_optional = dense
+    if checkpoint:
+        weights.load(model, checkpoint)
+    return FeatureGetterNet(model, _every_map(model.spec) if indices is None else indices) if dense else model
+
+
+def _custom_backbone(family: str, names: tuple[str, ...], options: dict[str, Any]) -> Backbone:
+    """A backbone of the family's ``build``; ``names`` are its options, and the others are the shell's."""
+    build: Callable[..., BackboneSpec] = FAMILIES[family].build
     shell = {k: options.pop(k) for k in _SHELL_OPTIONS if k in options and k not in names}
     try:
         spec = build(**options)
@@ -246,20 +255,24 @@ def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
             overlay |= {"file": str(fetch(variant.name, item, options.get("cache_dir")))}
         if overlay.get("file") or overlay.get("url"):
             overlay.setdefault("custom_load", True)
-        indices = min(3, spec.stages[0].depth) if spec.isotropic else tuple(range(len(spec.stages)))
         placement: dict[str, Any] = {k: options.pop(k) for k in ("device", "dtype") if k in options}
         return build_model_with_cfg(
             partial(_construct, spec, placement, dense),
             name,
             pretrained,
             pretrained_cfg_overlay=overlay or None,
-            feature_cfg={"out_indices": indices, "feature_cls": "getter", "flatten_sequential": True},
+            feature_cfg={"out_indices": _every_map(spec), "feature_cls": "getter", "flatten_sequential": True},
             **options,
         )
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"{variant.name}: {variant.description} (arXiv:{variant.paper})"
     return build
+
+
+def _every_map(spec: BackboneSpec) -> int | tuple[int, ...]:
+    """The maps that an extractor gives where none are named: those of all stages, or of one stage's last blocks."""
+    return min(3, spec.stages[0].depth) if spec.isotropic else tuple(range(len(spec.stages)))
 
 
 def _construct(spec: BackboneSpec, placement: dict[str, Any], dense: bool, **options: Any) -> Backbone:

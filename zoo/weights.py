@@ -274,9 +274,14 @@ def fit(model: Backbone, state_dict: Mapping[str, Any], source: str = "the check
 
 def _adapt_input(model: Backbone, tensors: dict[str, Any], own: Mapping[str, Tensor], source: str) -> None:
     key = f"{model.spec.first_conv}.weight"
-    if key in tensors and tensors[key].shape[1] != own[key].shape[1] and tensors[key].shape[1] == 3:
+    chans = tensors[key].shape[1] if key in tensors else model.in_chans
+    if chans == model.in_chans or chans not in (1, 3):
+        return
+    if chans == 1:  # a grey image in every channel gives what the image gave
+        tensors[key] = tensors[key].expand(-1, model.in_chans, -1, -1) / model.in_chans
+    else:
         tensors[key] = adapt_input_conv(model.in_chans, tensors[key])
-        _log.info("%s: first convolution adapted from 3 to %d channels", source, model.in_chans)
+    _log.info("%s: first convolution adapted from %d to %d channels", source, chans, model.in_chans)
 
 
 def _adapt_classifier(model: Backbone, tensors: dict[str, Any], own: Mapping[str, Tensor], source: str) -> set[str]:
@@ -285,6 +290,8 @@ def _adapt_classifier(model: Backbone, tensors: dict[str, Any], own: Mapping[str
     kept = {n for n in names if n in tensors and (n not in own or tensors[n].shape != own[n].shape)}
     for name in kept:
         classes = tensors.pop(name).shape[0]
+        if model.head_optional:
+            continue
         _log.warning("%s: %s has %d classes, the model %d: not loaded", source, name, classes, model.num_classes)
     return kept
 
