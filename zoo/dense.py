@@ -6,6 +6,7 @@ segmentation_models_pytorch (`segmentation`) share.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +84,7 @@ class DenseBackbone(nn.Module):
         own = list(extractor.feature_info.reduction())
         channels = list(extractor.feature_info.channels())
         self.norms = _map_norms(map_norm, channels)
-        self.native_strides = tuple(int(level["reduction"]) for level in extractor.feature_info.info)
+        self.native_strides = _reductions(extractor)
         self.adapter = _adapter(model, channels, own, strides)
         self.channels, self.strides = tuple(self.adapter.channels), tuple(self.adapter.strides)
         self.norm_eval = norm_eval
@@ -140,12 +141,17 @@ def _extractor(
     except (AssertionError, IndexError) as error:
         if not taken:
             raise
-        info = create(name, False, None, features_only=True, **options).feature_info
+        own = _reductions(create(name, False, None, features_only=True, **options))
         raise MixzooError(
-            f"{name} has no maps out_indices={tuple(out_indices or ())}: it has {len(info.info)}, at strides "
-            f"{', '.join(str(i['reduction']) for i in info.info)}. Leave out_indices out and say "
+            f"{name} has no maps out_indices={tuple(out_indices or ())}: it has {len(own)}, at strides "
+            f"{', '.join(map(str, own))}. Leave out_indices out and say "
             "strides=(4, 8, 16, 32) for maps that it does not have."
         ) from error
+
+
+def _reductions(extractor: Any) -> tuple[int, ...]:
+    """Strides of all maps of the model, taken or not."""
+    return tuple(int(level["reduction"]) for level in extractor.feature_info.info)
 
 
 def in_zoo(name: str) -> bool:
@@ -192,12 +198,28 @@ def _map_norms(names: str | Sequence[str] | None, channels: Sequence[int]) -> nn
 
 
 def _rename_foreign(module: DenseBackbone, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give official and timm names of the backbone's tensors, in a detector's or segmenter's checkpoint, ours."""
-    own = {name for name in module.state_dict(prefix=prefix)}
-    foreign = {k: v for k, v in state.items() if k.startswith(prefix) and k not in own}
+    """Give the tensors of a backbone in an official detector's or segmenter's checkpoint, or in timm's, our names."""
+    own = module.state_dict(prefix=prefix).keys()
+    foreign = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and k not in own}
     if not foreign or not isinstance(module.body, Backbone):
         return
-    renamed = weights.to_own_keys(module.body, {k.removeprefix(prefix): v for k, v in foreign.items()})
-    for key in foreign:
-        del state[key]
-    state.update({f"{prefix}body.{k}" if f"{prefix}body.{k}" in own else f"{prefix}{k}": v for k, v in renamed.items()})
+    for name in foreign:
+        del state[prefix + name]
+    norms = [name for name in foreign if _MAP_NORM.match(name)] if _has_own(module.norms) else []
+    levels = sorted({_level(name) for name in norms})
+    for name in norms:
+        state[f"{prefix}norms.{levels.index(_level(name))}.{name.rsplit('.', 1)[-1]}"] = foreign.pop(name)
+    renamed = weights.to_own_keys(module.body, foreign)
+    state.update({prefix + (f"body.{k}" if f"{prefix}body.{k}" in own else k): v for k, v in renamed.items()})
+
+
+# as the authors of PoolFormer, Swin and NAT call the norms of the maps, by index of the layer, and those of BiFormer
+_MAP_NORM = re.compile(r"(?:norm|extra_norms\.)(\d+)\.(?:weight|bias)$")
+
+
+def _level(name: str) -> int:
+    return int(cast(re.Match[str], _MAP_NORM.match(name))[1])
+
+
+def _has_own(norms: nn.ModuleList) -> bool:
+    return any(True for _ in norms.parameters())

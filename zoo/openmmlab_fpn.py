@@ -6,7 +6,7 @@ transposed convolution, and has a 3x3 convolution of its own. Names of tensors a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from mmdet.models.necks import FPN
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import MixzooError
 
 
-class FinerFPN(FPN):  # type: ignore[misc]
+class FinerFPN(FPN):
     """Maps (B, in_channels[i], H_i, W_i) -> ``num_outs`` maps of ``out_channels``, the finest first.
 
     Args:
@@ -35,15 +35,11 @@ class FinerFPN(FPN):  # type: ignore[misc]
             raise MixzooError("mixzoo.FPN is for num_finer >= 1 and plain convolutions: otherwise take type='FPN'.")
         super().__init__(in_channels, out_channels, num_outs - num_finer, **options)
         self.extra_trans_convs = nn.ModuleList(
-            nn.ModuleDict({"conv": nn.ConvTranspose2d(out_channels, out_channels, 2, 2)}) for _ in range(num_finer)
+            _Named(nn.ConvTranspose2d(out_channels, out_channels, 2, 2)) for _ in range(num_finer)
         )
         self.extra_fpn_convs = nn.ModuleList(
-            nn.ModuleDict({"conv": nn.Conv2d(out_channels, out_channels, 3, padding=1)}) for _ in range(num_finer)
+            _Named(nn.Conv2d(out_channels, out_channels, 3, padding=1)) for _ in range(num_finer)
         )
-        for module in (*self.extra_trans_convs.modules(), *self.extra_fpn_convs.modules()):
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         sums: list[Tensor] = []  # the finest level after the top-down sums, which the parent does not return
@@ -55,6 +51,19 @@ class FinerFPN(FPN):  # type: ignore[misc]
         finer: list[Tensor] = []
         x = sums[0]
         for step in self.extra_trans_convs:
-            x = step["conv"](x)
+            x = step(x)
             finer.insert(0, x)
-        return (*(step["conv"](x) for step, x in zip(self.extra_fpn_convs, finer, strict=True)), *levels)
+        return (*(step(x) for step, x in zip(self.extra_fpn_convs, finer, strict=True)), *levels)
+
+
+class _Named(nn.Module):
+    """A convolution under the name that it has in the authors' detectors, started like mmdetection's in a pyramid."""
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.conv = conv
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(cast(Tensor, conv.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(x))
