@@ -37,7 +37,7 @@ class StrideAdapter(nn.Module):
         if list(wanted) != list(own) and list(wanted) != sorted(set(wanted)):
             raise ValueError(f"strides {tuple(wanted)} are not in rising order")
         self.strides = tuple(wanted)
-        self.sources = _sources(own, self.strides)
+        self.sources = map_sources(own, self.strides)
         self.factors = [stride / own[source] for stride, source in zip(self.strides, self.sources, strict=True)]
         if any(not log2(factor).is_integer() for factor in self.factors):
             raise ValueError(f"maps at strides {tuple(own)} do not lead to {self.strides} by factors of two")
@@ -76,7 +76,7 @@ class StrideAdapter(nn.Module):
         return made
 
 
-def _sources(own: Sequence[int], wanted: Sequence[int]) -> list[int]:
+def map_sources(own: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """For each stride that is wanted, which map it is made from: the coarsest that is not coarser, or the finest."""
     if list(own) == list(wanted):
         return list(range(len(own)))

@@ -310,7 +310,14 @@ def test_doctor_tries_everything_and_names_the_command() -> None:
     found = records("doctor")
     assert found["healthy"]
     extras = {extra["name"]: extra for extra in found["extras"]}
-    assert set(extras) == {"export", "train", "openmmlab", "dev", *(target.extra for target in TARGETS.values())}
+    assert set(extras) == {
+        "export",
+        "train",
+        "segmentation",
+        "openmmlab",
+        "dev",
+        *(target.extra for target in TARGETS.values()),
+    }
     assert extras["onnx"]["works"] and extras["onnx"]["command"] is None
     here = {name for name, target in TARGETS.items() if target.unavailable() is None}
     assert {"torch", "onnx"} <= {"torch", *here} <= {check["name"] for check in found["runtimes"] if check["works"]}

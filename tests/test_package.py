@@ -97,7 +97,10 @@ def test_constraints_are_exact_and_cover_the_requirements() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-    wanted = [config["options"]["install_requires"], *(extras[e] for e in ("onnx", "train", "openmmlab", "dev"))]
+    wanted = [
+        config["options"]["install_requires"],
+        *(extras[e] for e in ("onnx", "train", "segmentation", "openmmlab", "dev")),
+    ]
     names = {line.split(">")[0].lower().replace("_", "-") for text in wanted for line in text.split()}
     assert not names - pinned
 

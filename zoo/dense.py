@@ -17,13 +17,14 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..blocks.pyramid import StrideAdapter
+from ..blocks.pyramid import StrideAdapter, map_sources
 from . import weights
 from .errors import MixzooError, UnknownModelError, UnknownNameError
 from .registry import FAMILIES, VARIANTS, create_model
 from .shell import Backbone
 from .trained import find_run
 
+WEIGHTS = ("checkpoint", "pretrained")  # the options that say what a backbone starts from
 MAP_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": LayerNorm2d,
     "groupnorm": GroupNorm1,
@@ -80,13 +81,14 @@ class DenseBackbone(nn.Module):
         self.model_name = model
         extractor = _extractor(model, out_indices, checkpoint, pretrained, options)
         self.body = cast(nn.Module, extractor.model)
-        self.indices = list(extractor.out_indices)
-        own = list(extractor.feature_info.reduction())
-        channels = list(extractor.feature_info.channels())
-        self.norms = _map_norms(map_norm, channels)
         self.native_strides = _reductions(extractor)
+        own, channels = list(extractor.feature_info.reduction()), list(extractor.feature_info.channels())
+        used = _used(own, strides)
+        self.indices = _pruned(self.body, list(extractor.out_indices), used)
+        own, channels = [own[i] for i in used], [channels[i] for i in used]
+        self.norms = _map_norms(map_norm, channels)
         self.adapter = _adapter(model, channels, own, strides)
-        self.channels, self.strides = tuple(self.adapter.channels), tuple(self.adapter.strides)
+        self.channels, self.strides = self.adapter.channels, self.adapter.strides
         self.norm_eval = norm_eval
         self.frozen = self._freeze(frozen_stages)
         if with_cp:
@@ -124,6 +126,11 @@ class DenseBackbone(nn.Module):
         for name in frozen:
             self.body.get_parameter(name).requires_grad_(False)
         return frozen
+
+
+def probe(model: str, **options: Any) -> DenseBackbone:
+    """`DenseBackbone` without the weights that ``options`` name, to ask for its channels and strides."""
+    return DenseBackbone(model, **{k: v for k, v in options.items() if k not in WEIGHTS})
 
 
 # building
@@ -176,6 +183,17 @@ def weights_file(checkpoint: str | Path) -> Path:
     """The file of weights that ``checkpoint`` is, or that the run of this folder or name left."""
     path = find_run(checkpoint)
     return path / "model.safetensors" if path.is_dir() else path
+
+
+def _used(own: list[int], strides: Sequence[int] | None) -> list[int]:
+    """Which of the maps at strides ``own`` the ones at ``strides`` are made from."""
+    return sorted(set(map_sources(own, list(strides or own))))
+
+
+def _pruned(body: nn.Module, indices: list[int], used: list[int]) -> list[int]:
+    """Take what only the other maps need out of ``body``; returns the indices of those that are used."""
+    kept = [indices[i] for i in used]
+    return kept if kept == indices else list(body.prune_intermediate_layers(kept, prune_norm=True))  # type: ignore[operator]
 
 
 def _adapter(name: str, channels: list[int], own: list[int], strides: Sequence[int] | None) -> StrideAdapter:

@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ncnn": ("ncnn", "pnnx"),
     "coreml": ("coremltools",),
     "tensorrt": ("tensorrt_rtx",),
+    "segmentation": ("segmentation_models_pytorch",),
     "train": ("sklearn", "matplotlib", "pydantic", "accelerate", "tensorboard"),
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from .dense import DenseBackbone
+from .dense import WEIGHTS, DenseBackbone
 from .errors import MissingExtraError, MixzooError
 
 try:
@@ -104,7 +104,7 @@ def model(of: str, backbone: dict[str, Any], pretrained: None = None, **parts: A
     """
     if pretrained is not None:
         raise MixzooError(f"pretrained={pretrained!r} belongs into the backbone: say pretrained=None in the model.")
-    built = ALL_MODELS.build({k: v for k, v in backbone.items() if k not in _COSTLY})
+    built = ALL_MODELS.build({k: v for k, v in backbone.items() if k not in (*WEIGHTS, "init_cfg")})
     if not isinstance(built, DenseBackbone):
         raise MixzooError(f"mixzoo.Model fits mixzoo.Backbone only, not {backbone.get('type')}: say type={of!r}.")
     channels, strides = list(built.channels), list(built.strides)
@@ -117,7 +117,6 @@ def model(of: str, backbone: dict[str, Any], pretrained: None = None, **parts: A
     return ALL_MODELS.build({"type": of, "backbone": backbone, **parts})
 
 
-_COSTLY = ("checkpoint", "pretrained", "init_cfg")  # what tells nothing of channels and strides
 _HEADS = {"decode_head", "auxiliary_head", "bbox_head"}
 
 
