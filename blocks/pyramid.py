@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log2
 
+import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, register_notrace_function
 from torch import Tensor, nn
 
+from ..kernels.dispatch import known
 from .geometry import Size
 
 
@@ -70,8 +72,8 @@ class StrideAdapter(nn.Module):
             return made
         x = maps[next(source for source, factor in zip(self.sources, self.factors, strict=True) if factor < 1)]
         for name, upsample in self.finer.items():
-            stride = int(name)
-            x = upsample(x)[..., : -(-size[0] // stride), : -(-size[1] // stride)]
+            stride = int(name)  # sides are rounded up without negative numbers, which ONNX divides towards zero
+            x = _cropped(upsample(x), ((size[0] + stride - 1) // stride, (size[1] + stride - 1) // stride))
             made[stride] = x
         return made
 
@@ -91,3 +93,16 @@ def _upsampling(dim: int) -> nn.Sequential:
 
 def _pooled(x: Tensor, factor: int) -> Tensor:
     return x if factor == 1 else F.max_pool2d(x, factor, factor, ceil_mode=True)
+
+
+@register_notrace_function
+def _cropped(x: Tensor, size: Size) -> Tensor:
+    """The first ``size`` rows and columns of (B, C, H, W), which has one more of each at most.
+
+    A size that a graph leaves open is taken by index: whether a slice is the whole would be a branch of the graph.
+    """
+    height, width = size
+    if known(height, width, *x.shape[-2:]):
+        return x if (height, width) == x.shape[-2:] else x[..., :height, :width]
+    rows, columns = (torch.arange(side, device=x.device) for side in size)
+    return x.index_select(2, rows).index_select(3, columns)

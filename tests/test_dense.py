@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,3 +261,13 @@ def test_encoder_options_channels_and_depth() -> None:
     assert model.encoder.body.strides == (4, 8, 16) and model(images(1, 4, 64, 96)).shape == (1, 1, 64, 96)
     with pytest.raises(MixzooError, match="output_stride=16"):
         smp.DeepLabV3Plus(name, encoder_weights=None)
+
+
+# mmdetection and mmsegmentation: what they make of it is tested in tests/openmmlab
+
+
+def test_their_absence_is_one_sentence() -> None:
+    code = "import sys; sys.modules['mmengine'] = None\nimport mixzoo.zoo.openmmlab"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("mixzoo.zoo.errors.MissingExtraError") and "--no-build-isolation 'mixzoo[openmmlab]'" in last
