@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +13,7 @@ from ..blocks.block import Alternate, Factory, Parts
 from ..blocks.downsample import DownsampleFactory
 from ..blocks.geometry import Size
 from ..blocks.init import keep_defaults
-from ..blocks.mixers import MIXERS, Mixer, MixerFactory
+from ..blocks.mixers import MIXERS, Alternating, Blockwise, Mixer, MixerFactory
 from ..blocks.nested import Widths, spread
 from ..blocks.stage import CrossStage, Stage
 from ..blocks.stem import StemFactory
@@ -123,6 +125,23 @@ class BackboneSpec:
         stages = (s if m is None else swap_mixer(s, m) for s, m in zip(self.stages, mixers, strict=True))
         return replace(self, stages=tuple(stages))
 
+    def with_mixer_options(self, options: Sequence[Mapping[str, Any] | None] | None) -> BackboneSpec:
+        """The spec whose own mixers have other options, with the same weights: one entry per stage, None for no change.
+
+        Detectors and segmenters take larger grids, windows further apart or more regions than classifiers. Of a stage
+        with two mixers those change that have such options.
+
+        Raises:
+            MixzooError: the list does not have one entry per stage.
+            UnknownNameError: a stage's mixer has no such option.
+        """
+        if options is None:
+            return self
+        if len(options) != len(self.stages):
+            raise MixzooError(f"mixer_options= takes {len(self.stages)} entries, one per stage; got {len(options)}")
+        pairs = zip(self.stages, options, strict=True)
+        return replace(self, stages=tuple(replace(s, mixer=with_options(s.mixer, o)) if o else s for s, o in pairs))
+
     def with_ffn_width(self, widths: Widths | None) -> BackboneSpec:
         """The spec with FFNs of fewer hidden channels: shares of them, one for all, one per stage or one per block.
 
@@ -150,6 +169,36 @@ def resolve_mixer(mixer: str | MixerFactory) -> MixerFactory:
     if mixer not in MIXERS:
         raise UnknownNameError("mixer", mixer, MIXERS, f"Mixers: {', '.join(sorted(MIXERS))}.")
     return Mixer(mixer)
+
+
+def with_options(mixer: MixerFactory | None, options: Mapping[str, Any]) -> MixerFactory | None:
+    """``mixer`` with other ``options``; of one that differs by block, those parts that have them.
+
+    Raises:
+        UnknownNameError: the mixer has no such option.
+    """
+    known = _options_of(mixer)
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("mixer option", name, known, f"This one takes {', '.join(known) or 'none'}.")
+    if isinstance(mixer, Blockwise | Alternating):
+        first, rest = (
+            with_options(part, {k: v for k, v in options.items() if k in _options_of(part)})
+            for part in (mixer.first, mixer.rest)
+        )
+        return Blockwise(first, rest, mixer.count) if isinstance(mixer, Blockwise) else Alternating(first, rest)
+    return Mixer(mixer.name, **{**mixer.options, **options}) if isinstance(mixer, Mixer) and options else mixer
+
+
+_GIVEN = ("dim", "grid", "num_sources", "index")  # what the stage tells its mixers
+
+
+def _options_of(mixer: MixerFactory | None) -> list[str]:
+    if isinstance(mixer, Blockwise | Alternating):
+        return list(dict.fromkeys([*_options_of(mixer.first), *_options_of(mixer.rest)]))
+    if not isinstance(mixer, Mixer):
+        return []
+    return [name for name in inspect.signature(MIXERS[mixer.name]).parameters if name not in _GIVEN]
 
 
 def swap_mixer(stage: StageSpec, mixer: str | MixerFactory) -> StageSpec:
