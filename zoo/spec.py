@@ -140,7 +140,7 @@ class BackboneSpec:
         if len(options) != len(self.stages):
             raise MixzooError(f"mixer_options= takes {len(self.stages)} entries, one per stage; got {len(options)}")
         pairs = zip(self.stages, options, strict=True)
-        return replace(self, stages=tuple(replace(s, mixer=with_options(s.mixer, o)) if o else s for s, o in pairs))
+        return replace(self, stages=tuple(_with_options(s, o) if o else s for s, o in pairs))
 
     def with_ffn_width(self, widths: Widths | None) -> BackboneSpec:
         """The spec with FFNs of fewer hidden channels: shares of them, one for all, one per stage or one per block.
@@ -171,23 +171,22 @@ def resolve_mixer(mixer: str | MixerFactory) -> MixerFactory:
     return Mixer(mixer)
 
 
-def with_options(mixer: MixerFactory | None, options: Mapping[str, Any]) -> MixerFactory | None:
-    """``mixer`` with other ``options``; of one that differs by block, those parts that have them.
-
-    Raises:
-        UnknownNameError: the mixer has no such option.
-    """
-    known = _options_of(mixer)
+def _with_options(stage: StageSpec, options: Mapping[str, Any]) -> StageSpec:
+    known = _options_of(stage.mixer)
     for name in options:
         if name not in known:
-            raise UnknownNameError("mixer option", name, known, f"This one takes {', '.join(known) or 'none'}.")
-    if isinstance(mixer, Blockwise | Alternating):
-        first, rest = (
-            with_options(part, {k: v for k, v in options.items() if k in _options_of(part)})
-            for part in (mixer.first, mixer.rest)
-        )
-        return Blockwise(first, rest, mixer.count) if isinstance(mixer, Blockwise) else Alternating(first, rest)
-    return Mixer(mixer.name, **{**mixer.options, **options}) if isinstance(mixer, Mixer) and options else mixer
+            raise UnknownNameError("mixer option", name, known, f"This mixer takes {', '.join(known) or 'none'}.")
+    return replace(stage, mixer=stage.mixer and _changed(stage.mixer, options))
+
+
+def _changed(mixer: MixerFactory, options: Mapping[str, Any]) -> MixerFactory:
+    """``mixer``, or those of its parts by block, with what they know of ``options``."""
+    own = {name: value for name, value in options.items() if name in _options_of(mixer)}
+    if isinstance(mixer, Blockwise):
+        return Blockwise(_changed(mixer.first, own), _changed(mixer.rest, own), mixer.count)
+    if isinstance(mixer, Alternating):
+        return Alternating(_changed(mixer.first, own), _changed(mixer.rest, own))
+    return Mixer(mixer.name, **{**mixer.options, **own}) if isinstance(mixer, Mixer) and own else mixer
 
 
 _GIVEN = ("dim", "grid", "num_sources", "index")  # what the stage tells its mixers

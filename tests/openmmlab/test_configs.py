@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,6 @@ from mixzoo.zoo.registry import VARIANTS
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 
-ROOT = Path(FILES[NAMES[0]]).parents[2]
-BASES = sorted(ROOT.glob("mm*/_base_/**/*.py"))
 QUICK = {*families(), *(name for name, row in PUBLISHED.items() if "params_m" in row)}
 NO_SETTINGS = ("affnet", "favit", "soft", "van/mask", "van/retina")  # of which the authors publish none
 
