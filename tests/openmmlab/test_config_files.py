@@ -12,10 +12,10 @@ pytest.importorskip("mmdet", reason="needs mmdetection")
 pytest.importorskip("mmseg", reason="needs mmsegmentation")
 
 import mixzoo
-from built_configs import FILES, NAMES, build, families, read, scope
 from mixzoo.zoo import weights
 from mixzoo.zoo.dense_configs import find_config
 from mmengine.registry import PARAM_SCHEDULERS
+from openmmlab.built_configs import FILES, NAMES, build, families, read, scope
 
 ROOT = FILES[NAMES[0]].parents[2]
 BASES = sorted(ROOT.glob("mm*/_base_/**/*.py"))

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("mmdet", reason="needs mmdetection")
 pytest.importorskip("mmseg", reason="needs mmsegmentation")
 
-from built_configs import FILES, NAMES, PUBLISHED, build, families, read, scope
 from mixzoo.zoo.registry import VARIANTS
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
+from openmmlab.built_configs import FILES, NAMES, PUBLISHED, build, families, read, scope
 
 QUICK = {*families(), *(name for name, row in PUBLISHED.items() if "params_m" in row)}
 NO_SETTINGS = ("affnet", "favit", "soft", "van/mask", "van/retina")  # of which the authors publish none
