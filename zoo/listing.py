@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import configs
 from ..blocks.mixers import MIXERS
+from .dense_configs import configs_for
 from .errors import MixzooError, UnknownNameError
 from .registry import FAMILIES, VARIANTS, create_model, get_variant, timm_name
 from .spec import Variant, Weights
@@ -139,6 +140,7 @@ def facts(name: str) -> Record:
         "std": list(variant.std),
         "weights_published": [_weights(w) for w in variant.weights if w.url or w.hf_hub_id],
         "recipes": recipes_for(variant.name, variant.family),
+        "dense_configs": configs_for(variant.name),
     }
 
 

@@ -112,7 +112,7 @@ def model(of: str, backbone: dict[str, Any], pretrained: None = None, **parts: A
         _check_strides(of, _neck_strides(parts["neck"], strides), parts)
         parts["neck"] = {**parts["neck"], "in_channels": channels}
     else:
-        for name in _HEADS & parts.keys():
+        for name in (head for head in _HEADS if parts.get(head)):
             parts[name] = _fitted_head(parts[name], channels)
     return ALL_MODELS.build({"type": of, "backbone": backbone, **parts})
 
@@ -176,8 +176,9 @@ class LayerDecay(DefaultOptimWrapperConstructor):
     layer i is ``decay_rate ** (num_layers + 1 - i)`` of the whole; what does not belong to the backbone has the whole.
     By 'layer_wise', the default, the stem is layer 0, the first two stages are 1 and 2, every three blocks of the third
     stage are one from 3 on, and the last stage is ``num_layers``; a downsampling layer belongs to the stage that it
-    leads to. By 'stage_wise' stage i is layer i + 1, and downsampling layers belong to the stem. Parameters that have
-    one of the words in ``first`` in their names are of layer 0. Biases and other vectors are not decayed.
+    leads to. By 'layer_wise_cab', which is FcaFormer's, downsampling layers are 0, 2 and 3 instead. By 'stage_wise'
+    stage i is layer i + 1, and downsampling layers belong to the stem. Parameters that have one of the words in
+    ``first`` in their names are of layer 0. Biases and other vectors are not decayed.
 
     Raises:
         MixzooError: an unknown ``decay_type`` or key, or one that is missing.
@@ -230,8 +231,12 @@ def _layer_wise(stage: int, block: int | None, last: int) -> int:
     return [1, 2, 3 + (block or 0) // 3, last][stage]
 
 
+def _layer_wise_cab(stage: int, block: int | None, last: int) -> int:
+    return [1, 0, 2, 3][stage] if block is None else _layer_wise(stage, block, last)
+
+
 def _stage_wise(stage: int, block: int | None, last: int) -> int:
     return 0 if block is None else stage + 1
 
 
-_LAYERS = {"layer_wise": _layer_wise, "stage_wise": _stage_wise}
+_LAYERS = {"layer_wise": _layer_wise, "layer_wise_cab": _layer_wise_cab, "stage_wise": _stage_wise}

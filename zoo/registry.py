@@ -84,6 +84,7 @@ _SHELL_OPTIONS = (
     "drop_path_rate",
     "ffn_width",
 )
+_SPEC_OPTIONS = ("mixer_options",)
 _EXTRACTOR_OPTIONS = ("features_only", "out_indices")
 _TIMM_OPTIONS = (
     *_EXTRACTOR_OPTIONS,
@@ -141,7 +142,8 @@ def create_model(
         checkpoint_path: a local file in any form (official, timm, mixzoo, deploy); see `mixzoo.zoo.weights`. A deploy
             form gives a model in deploy form.
         options: those of `Backbone` (num_classes, in_chans, img_size, mixer, ffn_width, ...), timm's (features_only,
-            out_indices, ...), and for a family name those of its ``build`` (depths, dims, mixers, ...).
+            out_indices, ...), for a variant ``mixer_options`` (see `BackboneSpec.with_mixer_options`), and for a family
+            name those of its ``build`` (depths, dims, mixers, ...).
 
     Raises:
         UnknownModelError: no such model or family.
@@ -151,7 +153,7 @@ def create_model(
     if name in FAMILIES and (name not in VARIANTS or set(options) & set(_build_options(name))):
         return _create_custom(name, options, pretrained, checkpoint_path)
     variant = get_variant(name)
-    _check_options(options, (*_SHELL_OPTIONS, *_TIMM_OPTIONS), variant.name)
+    _check_options(options, (*_SHELL_OPTIONS, *_SPEC_OPTIONS, *_TIMM_OPTIONS), variant.name)
     tag = name.partition(".")[2]
     if tag:
         _weights_by_tag(variant, tag)
@@ -247,7 +249,8 @@ def _cfg(variant: Variant, item: Weights) -> dict[str, Any]:
 def _entrypoint(variant: Variant, name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         dense = bool(options.get("features_only"))
-        spec = variant.spec if dense else replace(variant.spec, necks=None)
+        spec = variant.spec.with_mixer_options(options.pop("mixer_options", None))
+        spec = spec if dense else replace(spec, necks=None)
         _check_extractor(spec, name, options.get("feature_cls"))
         overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
         if pretrained and not any(overlay.get(k) for k in ("file", "url", "state_dict", "hf_hub_id")):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +13,7 @@ from ..blocks.block import Alternate, Factory, Parts
 from ..blocks.downsample import DownsampleFactory
 from ..blocks.geometry import Size
 from ..blocks.init import keep_defaults
-from ..blocks.mixers import MIXERS, Mixer, MixerFactory
+from ..blocks.mixers import MIXERS, Alternating, Blockwise, Mixer, MixerFactory
 from ..blocks.nested import Widths, spread
 from ..blocks.stage import CrossStage, Stage
 from ..blocks.stem import StemFactory
@@ -123,6 +125,23 @@ class BackboneSpec:
         stages = (s if m is None else swap_mixer(s, m) for s, m in zip(self.stages, mixers, strict=True))
         return replace(self, stages=tuple(stages))
 
+    def with_mixer_options(self, options: Sequence[Mapping[str, Any] | None] | None) -> BackboneSpec:
+        """The spec whose own mixers have other options, with the same weights: one entry per stage, None for no change.
+
+        Detectors and segmenters take larger grids, windows further apart or more regions than classifiers. Of a stage
+        with two mixers those change that have such options.
+
+        Raises:
+            MixzooError: the list does not have one entry per stage.
+            UnknownNameError: a stage's mixer has no such option.
+        """
+        if options is None:
+            return self
+        if len(options) != len(self.stages):
+            raise MixzooError(f"mixer_options= takes {len(self.stages)} entries, one per stage; got {len(options)}")
+        pairs = zip(self.stages, options, strict=True)
+        return replace(self, stages=tuple(_with_options(s, o) if o else s for s, o in pairs))
+
     def with_ffn_width(self, widths: Widths | None) -> BackboneSpec:
         """The spec with FFNs of fewer hidden channels: shares of them, one for all, one per stage or one per block.
 
@@ -150,6 +169,35 @@ def resolve_mixer(mixer: str | MixerFactory) -> MixerFactory:
     if mixer not in MIXERS:
         raise UnknownNameError("mixer", mixer, MIXERS, f"Mixers: {', '.join(sorted(MIXERS))}.")
     return Mixer(mixer)
+
+
+def _with_options(stage: StageSpec, options: Mapping[str, Any]) -> StageSpec:
+    known = _options_of(stage.mixer)
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("mixer option", name, known, f"This mixer takes {', '.join(known) or 'none'}.")
+    return replace(stage, mixer=stage.mixer and _changed(stage.mixer, options))
+
+
+def _changed(mixer: MixerFactory, options: Mapping[str, Any]) -> MixerFactory:
+    """``mixer``, or those of its parts by block, with what they know of ``options``."""
+    own = {name: value for name, value in options.items() if name in _options_of(mixer)}
+    if isinstance(mixer, Blockwise):
+        return Blockwise(_changed(mixer.first, own), _changed(mixer.rest, own), mixer.count)
+    if isinstance(mixer, Alternating):
+        return Alternating(_changed(mixer.first, own), _changed(mixer.rest, own))
+    return Mixer(mixer.name, **{**mixer.options, **own}) if isinstance(mixer, Mixer) and own else mixer
+
+
+_GIVEN = ("dim", "grid", "num_sources", "index")  # what the stage tells its mixers
+
+
+def _options_of(mixer: MixerFactory | None) -> list[str]:
+    if isinstance(mixer, Blockwise | Alternating):
+        return list(dict.fromkeys([*_options_of(mixer.first), *_options_of(mixer.rest)]))
+    if not isinstance(mixer, Mixer):
+        return []
+    return [name for name in inspect.signature(MIXERS[mixer.name]).parameters if name not in _GIVEN]
 
 
 def swap_mixer(stage: StageSpec, mixer: str | MixerFactory) -> StageSpec:

@@ -1,0 +1,3 @@
+# box AP 45.9, mask AP 42.0, 56 M parameters (arXiv:2312.08874). Weights: no licence stated.
+_base_ = "./mask-rcnn_agent-pvt-tiny_fpn_1x_coco.py"
+model = dict(backbone=dict(model="agent_pvt_medium"))

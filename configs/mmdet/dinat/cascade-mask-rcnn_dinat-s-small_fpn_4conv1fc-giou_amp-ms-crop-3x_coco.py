@@ -1,0 +1,3 @@
+# box AP 52.3, mask AP 45.2, 107 M parameters (arXiv:2209.15001). Weights: MIT.
+_base_ = "./cascade-mask-rcnn_dinat-s-tiny_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py"
+model = dict(backbone=dict(model="dinat_s_small", drop_path_rate=0.5))

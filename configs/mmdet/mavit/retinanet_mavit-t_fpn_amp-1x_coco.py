@@ -1,0 +1,9 @@
+# No published figure at hand (arXiv:2507.00698). Weights: no licence stated.
+# Settings: github.com/qhfan/MALA: a layer norm for every map that the pyramid takes, batch norms over all GPUs. How
+# many GPUs is not stated: 8 are assumed.
+_base_ = ["../_base_/models/retinanet.py", "../_base_/schedules/1x_boxes.py"]
+model = dict(
+    backbone=dict(model="mavit_t", map_norm=["identity", "layernorm", "layernorm", "layernorm"], drop_path_rate=0.1)
+)
+optim_wrapper = dict(type="AmpOptimWrapper", loss_scale=512.0, optimizer=dict(lr=0.0004))
+sync_bn = "torch"

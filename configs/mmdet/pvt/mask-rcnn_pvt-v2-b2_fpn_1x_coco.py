@@ -1,0 +1,3 @@
+# box AP 45.3, mask AP 41.2 (arXiv:2106.13797). Weights: Apache-2.0.
+_base_ = "./mask-rcnn_pvt-v2-b0_fpn_1x_coco.py"
+model = dict(backbone=dict(model="pvt_v2_b2"))

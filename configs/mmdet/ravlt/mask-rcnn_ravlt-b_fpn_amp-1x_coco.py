@@ -1,0 +1,3 @@
+# box AP 51.2, mask AP 45.7 (arXiv:2411.07635). Weights: MIT.
+_base_ = "./mask-rcnn_ravlt-t_fpn_amp-1x_coco.py"
+model = dict(backbone=dict(model="ravlt_b", drop_path_rate=0.4))

@@ -1,0 +1,3 @@
+# box AP 45.3, 74 M parameters (arXiv:2207.03341). Weights: MIT.
+_base_ = "./retinanet_soft-norm-tiny_fpn_1x_coco.py"
+model = dict(backbone=dict(model="soft_norm_large"))

@@ -1,0 +1,3 @@
+# mIoU 38.4, 6.9 M parameters (arXiv:2307.14008). Weights: MIT.
+_base_ = "./deeplabv3_affnet-et_8xb2-160k_ade20k-512x512.py"
+model = dict(backbone=dict(model="affnet"))

@@ -1,0 +1,3 @@
+# mIoU 48.73, 121 M parameters (arXiv:2312.08874). Weights: no licence stated.
+_base_ = "./upernet_agent-swin-tiny_8xb2-160k_ade20k-512x512.py"
+model = dict(backbone=dict(model="agent_swin_base", drop_path_rate=0.5))

@@ -1,0 +1,3 @@
+# mIoU 48.9, 49.9 at several scales, 82 M parameters (arXiv:2209.15001). Weights: MIT.
+_base_ = "./upernet_dinat-mini_8xb2-amp-160k_ade20k-512x512.py"
+model = dict(backbone=dict(model="dinat_small", drop_path_rate=0.5))

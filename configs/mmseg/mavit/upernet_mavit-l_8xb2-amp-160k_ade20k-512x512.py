@@ -1,0 +1,5 @@
+# No published figure at hand (arXiv:2507.00698). Weights: no licence stated.
+_base_ = "./upernet_mavit-t_8xb2-amp-160k_ade20k-512x512.py"
+model = dict(backbone=dict(model="mavit_l", drop_path_rate=0.55))
+train_dataloader = dict(batch_size=1)
+auto_scale_lr = dict(base_batch_size=8)

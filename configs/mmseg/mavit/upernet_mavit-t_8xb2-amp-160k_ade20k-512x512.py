@@ -1,0 +1,11 @@
+# No published figure at hand (arXiv:2507.00698). Weights: no licence stated.
+# Settings: github.com/qhfan/MALA: a layer norm for every map, batch norms over all GPUs, those of the stem decayed.
+# How many GPUs is not stated: 8 are assumed.
+_base_ = ["../_base_/models/upernet.py", "../_base_/datasets/ade20k.py", "../_base_/schedules/160k.py"]
+model = dict(backbone=dict(model="mavit_t", map_norm="layernorm", drop_path_rate=0.1))
+optim_wrapper = dict(
+    type="AmpOptimWrapper",
+    loss_scale=512.0,
+    paramwise_cfg=dict(custom_keys={"body.stem": dict()}),
+)
+sync_bn = "torch"

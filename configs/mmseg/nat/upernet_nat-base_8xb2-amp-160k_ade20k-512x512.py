@@ -1,0 +1,3 @@
+# mIoU 48.5, 49.7 at several scales, 123 M parameters (arXiv:2204.07143). Weights: MIT.
+_base_ = "./upernet_nat-mini_8xb2-amp-160k_ade20k-512x512.py"
+model = dict(backbone=dict(model="nat_base", drop_path_rate=0.5))

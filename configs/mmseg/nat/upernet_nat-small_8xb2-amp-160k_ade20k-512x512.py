@@ -1,0 +1,3 @@
+# mIoU 48.0, 49.5 at several scales, 82 M parameters (arXiv:2204.07143). Weights: MIT.
+_base_ = "./upernet_nat-mini_8xb2-amp-160k_ade20k-512x512.py"
+model = dict(backbone=dict(model="nat_small", drop_path_rate=0.5))

@@ -1,0 +1,3 @@
+# mIoU 39.8 (arXiv:2102.12122). Weights: Apache-2.0.
+_base_ = "./fpn_pvt-tiny_8xb4-40k_ade20k-512x512.py"
+model = dict(backbone=dict(model="pvt_small"))
