@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.layers import GroupNorm1, LayerNorm2d
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -24,9 +26,10 @@ from .registry import FAMILIES, VARIANTS, create_model
 from .shell import Backbone
 from .trained import find_run
 
-WEIGHTS = ("checkpoint", "pretrained")  # the options that say what a backbone starts from
+WEIGHTS = ("checkpoint", "pretrained", "init_cfg")  # the options that say what a backbone starts from
 MAP_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layernorm": LayerNorm2d,
+    "layernorm": LayerNorm2d,  # eps 1e-6
+    "layernorm_1e-5": partial(LayerNorm2d, eps=1e-5),
     "groupnorm": GroupNorm1,
     "identity": nn.Identity,
 }
@@ -42,8 +45,9 @@ class DenseBackbone(nn.Module):
         out_indices: which of the model's maps to take; all by default.
         strides: the strides that the maps shall have; by default those that the model's maps have. A stride for which
             the model has no map is made from the nearest one: finer by transposed convolutions, coarser by pooling.
-        map_norm: norm of its own for each map that is taken, where papers have one: 'layernorm' or 'groupnorm' (over
-            channels and positions together), 'identity' for a map without one, or a list with one for each map.
+        map_norm: norm of its own for each map that is taken, where papers have one: 'layernorm', which adds 1e-6 to the
+            variance, 'layernorm_1e-5', 'groupnorm' (over channels and positions together), 'identity' for a map without
+            one, or a list with one for each map.
         frozen_stages: stages whose parameters are not trained and whose norms and dropout are in eval mode: 0 for the
             stem, n for the stem and n stages; none by default.
         norm_eval: keep every batch norm in eval mode in training.
@@ -128,9 +132,21 @@ class DenseBackbone(nn.Module):
         return frozen
 
 
-def probe(model: str, **options: Any) -> DenseBackbone:
-    """`DenseBackbone` without the weights that ``options`` name, to ask for its channels and strides."""
-    return DenseBackbone(model, **{k: v for k, v in options.items() if k not in WEIGHTS})
+def probe(model: str, build: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """A `DenseBackbone` without weights, on the meta device where that can be, to ask for its channels and strides.
+
+    Args:
+        model: as in `DenseBackbone`.
+        build: what to build it with instead.
+        options: of which those that name weights are left out.
+    """
+    options = {k: v for k, v in options.items() if k not in WEIGHTS}
+    make = partial(build or DenseBackbone, model=model, **options)
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):  # some of timm's compute with what they build
+        return make()
 
 
 # building

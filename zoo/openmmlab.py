@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from .dense import WEIGHTS, DenseBackbone
+from .dense import DenseBackbone, probe
 from .errors import MissingExtraError, MixzooError
 
 try:
@@ -104,7 +104,7 @@ def model(of: str, backbone: dict[str, Any], pretrained: None = None, **parts: A
     """
     if pretrained is not None:
         raise MixzooError(f"pretrained={pretrained!r} belongs into the backbone: say pretrained=None in the model.")
-    built = ALL_MODELS.build({k: v for k, v in backbone.items() if k not in (*WEIGHTS, "init_cfg")})
+    built = probe(build=_build, **backbone) if "model" in backbone else None
     if not isinstance(built, DenseBackbone):
         raise MixzooError(f"mixzoo.Model fits mixzoo.Backbone only, not {backbone.get('type')}: say type={of!r}.")
     channels, strides = list(built.channels), list(built.strides)
@@ -115,6 +115,10 @@ def model(of: str, backbone: dict[str, Any], pretrained: None = None, **parts: A
         for name in (head for head in _HEADS if parts.get(head)):
             parts[name] = _fitted_head(parts[name], channels)
     return ALL_MODELS.build({"type": of, "backbone": backbone, **parts})
+
+
+def _build(**config: Any) -> Any:
+    return ALL_MODELS.build(config)
 
 
 _HEADS = {"decode_head", "auxiliary_head", "bbox_head"}
@@ -134,7 +138,7 @@ def _neck_strides(neck: dict[str, Any], strides: list[int]) -> list[int] | None:
     if not str(neck.get("type")).endswith("FPN") or "num_outs" not in neck:
         return None
     end = neck.get("end_level", -1)
-    taken = strides[neck.get("start_level", 0) : None if end == -1 else end + (end < 0)]
+    taken = strides[neck.get("start_level", 0) : None if end == -1 else end + 1]
     taken = [taken[0] >> step for step in range(neck.get("num_finer", 0), 0, -1)] + taken
     return taken + [taken[-1] << step for step in range(1, neck["num_outs"] - len(taken) + 1)]
 

@@ -11,7 +11,7 @@ model = dict(
             dict(dilations=(1, 3, 1, 5, 1, 7)),
             dict(dilations=(1, 3)),
         ],
-        map_norm="layernorm",
+        map_norm="layernorm_1e-5",
         drop_path_rate=0.2,
     )
 )

@@ -6,7 +6,7 @@ model = dict(
     backbone=dict(
         model="agent_swin_tiny",
         mixer_options=[dict(pooled=(9, 9)), dict(pooled=(12, 12)), dict(pooled=(14, 14)), None],
-        map_norm="layernorm",
+        map_norm="layernorm_1e-5",
         drop_path_rate=0.3,
     )
 )
