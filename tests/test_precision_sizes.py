@@ -76,3 +76,21 @@ def test_a_layer_whose_range_moves_is_named_and_goes_back_first(summing: Summing
     reason = moved(summing, found, images(SIDE, 4 * SIDE)) or ""
     assert reason.startswith("ranges depend on the size: what widen is given goes from 0 to ") and "at 64x64" in reason
     assert rank_layers(summing, images(SIDE, 4 * SIDE))[0] == "widen" != rank_layers(summing, images(SIDE))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(TARGETS["openvino"].unavailable()), reason=str(TARGETS["openvino"].unavailable()))
+def test_openvino_answers_single_images_with_an_open_batch(tmp_path: Path) -> None:
+    """A range per channel, as NNCF has it before a depthwise convolution, is lost there after a single position."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 32, 8, 8), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16))
+    net = net.eval().requires_grad_(False)
+    target, path = TARGETS["openvino"], tmp_path / "net.xml"
+    some = torch.cat(images(8))
+    precision = Precision("int8", tuple(some.split(1)))
+    target.export(Capture(net, some[:2], ("batch",)).at(precision), path, {})
+    runner = target.load(path, 1)
+    for batch in (some[:1], some[:3]):
+        wanted = net(batch)
+        (got,) = runner.outputs(batch.numpy())
+        assert (torch.from_numpy(got) - wanted).abs().max() < 0.1 * wanted.abs().max()
