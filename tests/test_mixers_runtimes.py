@@ -17,10 +17,6 @@ from support import TOLERANCE, image, rel_err
 from torch import Tensor, nn
 
 GRID = (14, 15)
-# mixers that ncnn refuses: why, as the refusal says it
-NOT_IN_NCNN = {
-    "bilevel_routing": "topk",  # regions chosen by data are gathered; ncnn has neither layer
-}
 IN_LITERT = ("cascaded_group", "factorised", "neighborhood", "soft")  # what was rewritten for it
 
 
@@ -45,14 +41,9 @@ def compare(module: nn.Module, x: Tensor, y: Tensor, other: Tensor) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_in_ncnn(mixer: str, tmp_path: Path) -> None:
-    """An exception that is needed no more fails."""
     pytest.importorskip("ncnn")
     pytest.importorskip("pnnx")
-    if mixer in NOT_IN_NCNN:
-        with pytest.raises(ExportError, match=NOT_IN_NCNN[mixer]):
-            exported(mixer, "ncnn", tmp_path)
-    else:
-        compare(*exported(mixer, "ncnn", tmp_path))
+    compare(*exported(mixer, "ncnn", tmp_path))
 
 
 @pytest.mark.slow
@@ -80,6 +71,23 @@ def test_slices_with_steps_as_blocks(index: tuple[object, ...]) -> None:
 def test_whole_powers_of_any_sign_are_products(exponent: float) -> None:
     x = image((2, 3, 4, 5))
     assert bool((x < 0).any()) and rel_err(PARTS[torch.pow](x, exponent), x**exponent) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_the_greatest_are_found_by_comparing_all_with_all(k: int) -> None:
+    """Also where values are equal, of which the first is first, or neighbours among float32's numbers."""
+    x = torch.randint(-3, 3, (2, 5, 9), generator=torch.Generator().manual_seed(0)).float()
+    x[1] = torch.nextafter(x[1], torch.tensor(9.0)) * torch.tensor([1e-30, 1e-3, 1.0, 1e20, 1e38])[:, None]
+    values, places = PARTS[torch.topk](x, k, dim=-1)
+    wanted = x.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(places.long(), wanted.indices[..., :k]) and torch.equal(values, wanted.values[..., :k])
+    with pytest.raises(ExportError, match="the greatest of the last axis"):
+        PARTS[torch.topk](x, k, dim=1)
+
+
+def test_rows_by_their_numbers_are_products() -> None:
+    x, rows = torch.randn(7, 3, 2), torch.tensor([[6, 0, 0], [2, 5, 6]])
+    assert torch.equal(PARTS[Tensor.__getitem__](x, rows.float()), x[rows])
 
 
 class Third(nn.Module):
