@@ -44,9 +44,9 @@ def rank_layers(module: nn.Module, images: Sequence[Tensor]) -> list[str]:
     wanted = [(batch, outputs_of(module, batch), ranges_of(module, found, batch)) for batch in batches]
     losses = {}
     for path, layer in found.items():
-        ranges = reduce(or_, (of_size[path] for *_, of_size in wanted))
-        takes = max(_loss(module, rounded(layer, ranges.given), *pair) for *pair, _ in wanted)
-        gives = max(_loss(module, _rounded_output(layer, ranges.gives), *pair) for *pair, _ in wanted)
+        ranges = reduce(or_, (of_size[path] for _, _, of_size in wanted))
+        takes = max(_loss(module, rounded(layer, ranges.given), x, y) for x, y, _ in wanted)
+        gives = max(_loss(module, _rounded_output(layer, ranges.gives), x, y) for x, y, _ in wanted)
         losses[path] = max(takes, gives / 2)
     return sorted(losses, key=lambda path: -losses[path])
 

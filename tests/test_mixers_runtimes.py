@@ -15,6 +15,7 @@ from mixzoo.export.runtimes.ncnn_parts import PARTS
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 GRID = (14, 15)
 IN_LITERT = ("cascaded_group", "factorised", "neighborhood", "soft")  # what was rewritten for it
@@ -95,6 +96,41 @@ class Third(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.chunk(3, dim=1)[1] * 2
+
+
+class Packed(nn.Module):
+    """Attention between channels as in timm's EdgeNeXt: its q, k and v lie along a first axis, pnnx's batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv = fill_(nn.LayerNorm(12)), fill_(nn.Linear(12, 36))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.reshape(b, c, h * w).permute(0, 2, 1)
+        q, k, v = self.qkv(self.norm(tokens)).reshape(b, h * w, 3, 2, -1).permute(2, 0, 3, 4, 1).unbind(0)
+        out = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1) @ v
+        return (tokens + out.permute(0, 3, 1, 2).reshape(b, h * w, c)).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+
+class Uneven(nn.Module):
+    """Parts of 4, 4 and 3 channels: pnnx says that there are three, and ncnn would make others of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = x[:, :11].chunk(3, dim=1)
+        return torch.cat((third, first * second), dim=1)
+
+
+@pytest.mark.parametrize("module", [Packed(), Uneven()], ids=lambda module: type(module).__name__)
+def test_tensors_come_apart_in_ncnn_as_in_torch(module: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    first, x = fill_(nn.Conv2d(4, 12, 1)), image((1, 4, 6, 7)).float()
+    out = nn.Conv2d(12 if isinstance(module, Packed) else 7, 5, 1)
+    whole, target = nn.Sequential(first, module, fill_(out)).eval().requires_grad_(False), get_target("ncnn")
+    target.export(Capture(whole, x, ()), tmp_path / "parts.param", {})
+    (got,) = target.load(tmp_path / "parts.param").outputs(x.numpy())
+    assert rel_err(torch.from_numpy(got), whole(x)) < 10 * TOLERANCE[torch.float32]
 
 
 def test_parts_that_nothing_reads_are_no_outputs_of_an_ncnn_file(tmp_path: Path) -> None:

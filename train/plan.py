@@ -121,7 +121,8 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def _processes(recipe: Recipe) -> tuple[Processes, str]:
     """What computes here, and why that is not all that the recipe wants; empty where it is."""
-    compute, reasons = recipe.compute, []
+    compute = recipe.compute
+    reasons: list[str] = []
     while True:
         try:
             return Processes(compute), " ".join(reasons)

@@ -148,7 +148,7 @@ def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     before = torch.from_numpy(np.tri(count, k=-1, dtype=np.float32))
     place = (greater + (1 - greater - less) * before).sum(-1)
     chosen = _equal(place.unsqueeze(-2), _numbers(k).reshape(-1, 1))  # (..., k, count)
-    return torch.return_types.topk([(chosen * each).sum(-1) for each in (x.unsqueeze(-2), _numbers(count))])
+    return torch.return_types.topk(((chosen * x.unsqueeze(-2)).sum(-1), (chosen * _numbers(count)).sum(-1)))
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -167,8 +167,19 @@ def _numbers(count: int) -> Tensor:
 
 def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis, shape = dim % x.ndim, _sides(x)
-    rest = (*shape[:axis], *shape[axis + 1 :])
-    return tuple(_narrow(x, axis, i, 1).reshape(rest) for i in range(shape[axis]))
+    rest, count = (*shape[:axis], *shape[axis + 1 :]), shape[axis]
+    if axis == 0:  # which pnnx takes for the batch
+        x, axis = x.reshape(1, count, -1), 1
+    return tuple(_narrow(x, axis, i, 1).reshape(rest) for i in range(count))
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
+    """By slices where the parts are not alike: pnnx says only how many there are, and ncnn makes other ones of them."""
+    side = _sides(x)[dim]
+    if side % chunks == 0:
+        return x.chunk(chunks, dim)
+    step = -(-side // chunks)
+    return tuple(_narrow(x, dim, start, min(step, side - start)) for start in range(0, side, step))
 
 
 def _constant(value: float, shape: Sequence[int]) -> Tensor:
@@ -185,6 +196,8 @@ PARTS: dict[Any, Any] = {
     Tensor.unbind: _unbind,
     torch.unflatten: _unflatten,
     Tensor.unflatten: _unflatten,
+    torch.chunk: _chunk,
+    Tensor.chunk: _chunk,
     torch.baddbmm: _baddbmm,
     Tensor.baddbmm: _baddbmm,
     torch.pow: _pow,
