@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,9 @@ class Job:
     floats: dict[tuple[str, Axes, str], Path] = field(default_factory=dict)
 
     @property
-    def real(self) -> tuple[torch.Tensor, ...]:
-        """Images that files are compared on; none where synthetic ones serve."""
-        return self.quality.images(self.sizes[0]) if self.quality and self.precision == "int8" else ()
+    def real(self) -> Callable[[Size], Sequence[torch.Tensor]] | None:
+        """Images that files are compared on, by their size; None where synthetic ones serve."""
+        return self.quality.some if self.quality and self.precision == "int8" else None
 
 
 def write(job: Job, target: Target, folder: Path) -> Outcome:
@@ -181,7 +181,7 @@ def _write_one(
     capture = Capture(job.prepared.inference, _example(reference, axes, sizes[0], batches[0]), axes, _greatest(cases))
     with limited(job.patience if axes else None):
         _probe(capture, reference)
-    fit = _write_file(job, target, path, capture, sizes[0])
+    fit = _write_file(job, target, path, capture, reference, cases)
     with _read_by(target, path):
         facts = target.describe(path)
     _check_open(facts, axes)
@@ -189,7 +189,7 @@ def _write_one(
     job.say(f"{target.name}: running {'the source of ' if reason else ''}{path.name} at {len(cases)} shapes")
     with _read_by(target, path):
         runner = _load(target, path)
-    checks = verify(reference, runner, cases, job.precision, takes_one="batch" in axes or not target.batched)
+    checks = verify(reference, runner, cases, job.precision, _takes_one(target, axes))
     with _float_file(job, target, path, capture) as float_file:
         timed = target.timed and not reason
         before = _verified(job, target, float_file, cases[0]) if float_file and timed else None
@@ -198,7 +198,14 @@ def _write_one(
     return Written(path, facts, tuple(checks), latency, fit, size)
 
 
-def _write_file(job: Job, target: Target, path: Path, capture: Capture, size: Size) -> Fit | None:
+def _takes_one(target: Target, axes: Axes) -> bool:
+    """Whether a file takes a batch of one image, whatever it was written for."""
+    return "batch" in axes or not target.batched
+
+
+def _write_file(
+    job: Job, target: Target, path: Path, capture: Capture, reference: Reference, cases: Sequence[Case]
+) -> Fit | None:
     """Write the file of a capture in the precision asked for, as often as it takes."""
 
     def export(lowered: Capture) -> None:
@@ -212,10 +219,11 @@ def _write_file(job: Job, target: Target, path: Path, capture: Capture, size: Si
     batched = "batch" not in capture.axes and target.batched
     attempt = Attempt(
         capture=capture,
-        size=size,
+        cases=cases,
         batch=capture.example.shape[0] if batched else None,
         write=export,
         load=lambda: _load(target, path),
+        verify=lambda runner, some: verify(reference, runner, some, job.precision, _takes_one(target, capture.axes)),
         say=lambda text: job.say(f"{target.name}: {text}"),
     )
     return write_lower(attempt, job.precision, job.quality)

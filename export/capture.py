@@ -58,10 +58,16 @@ class Capture:
         return other
 
     def calibration(self) -> list[Tensor]:
-        """The images to calibrate with, as many at a time as the graph takes: one, or a batch that is not open."""
+        """The images to calibrate with, as many of a size at a time as the graph takes: one, or a batch not open."""
         batch = 1 if "batch" in self.axes else self.example.shape[0]
-        images = self.precision.images
-        return [torch.cat([images[(i + j) % len(images)] for j in range(batch)]) for i in range(0, len(images), batch)]
+        sizes: dict[torch.Size, list[Tensor]] = {}
+        for image in self.precision.images:
+            sizes.setdefault(image.shape, []).append(image)
+        return [
+            torch.cat([images[(i + j) % len(images)] for j in range(batch)])
+            for images in sizes.values()
+            for i in range(0, len(images), batch)
+        ]
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

@@ -17,6 +17,10 @@ class VerificationError(ExportError):
     """A written file that does not do what the model does."""
 
 
+class DiffersError(VerificationError):
+    """A written file that runs, but does not give what the model gives."""
+
+
 class UnprovableError(VerificationError):
     """A model whose outputs, with the weights it has, cannot tell a right file from a wrong one."""
 

@@ -45,6 +45,7 @@ class Judgement:
         chance: the share that answers as frequent, but independent, would agree on.
         error: median over the images of the relative error.
         control: median of the difference that another image makes.
+        elsewhere: what is wrong at another size than that of the images; None where nothing is.
     """
 
     images: int
@@ -54,6 +55,7 @@ class Judgement:
     chance: float | None
     error: float
     control: float
+    elsewhere: str | None = None
 
     @property
     def drop(self) -> float | None:
@@ -72,7 +74,7 @@ class Judgement:
             return f"it names the model's class on {self.agreement:.0%} of the images; chance gives {self.chance:.0%}"
         if self.drop is None and self.error * CONTROL_MARGIN > self.control:
             return f"its error is {self.error:.2f}, and another image makes a difference of {self.control:.2f} only"
-        return None
+        return self.elsewhere
 
 
 class Judge:

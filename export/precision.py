@@ -25,7 +25,8 @@ class Precision:
 
     Attributes:
         name: one of `PRECISIONS`.
-        images: to calibrate with, as the model takes them, float32 (1, C, H, W) each; of int8 only.
+        images: to calibrate with, as the model takes them, float32 (1, C, H, W) each, of every size that the file is
+            run at; of int8 only.
         keep: dotted paths of modules of the deploy form that stay in float, with all that is inside; of int8 only.
     """
 

@@ -21,17 +21,16 @@ good enough is for `mixzoo.export.judge` to say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.deploy import deploy
-from .errors import UnprovableError, VerificationError
+from .errors import DiffersError, UnprovableError, VerificationError
 from .images import normalized, synthetic_image
 from .numbers import Outputs, least_difference, outputs_of, relative_error
 from .prepare import Prepared
@@ -98,11 +97,11 @@ class Reference:
 
     Args:
         prepared: the model.
-        real: images as the model takes them, (1, C, H, W) each, instead of synthetic ones: eight bits have room
-            for what a model was calibrated with, and for nothing else.
+        real: images of a size as the model takes them, (1, C, H, W) each, instead of synthetic ones: eight bits have
+            room for what a model was calibrated with, and for nothing else.
     """
 
-    def __init__(self, prepared: Prepared, real: Sequence[Tensor] = ()) -> None:
+    def __init__(self, prepared: Prepared, real: Callable[[Size], Sequence[Tensor]] | None = None) -> None:
         self.prepared = prepared
         self.real = real
         self._outputs: dict[tuple[Size, int], Outputs] = {}
@@ -117,8 +116,8 @@ class Reference:
         """Image ``index`` of a size as the model takes it, float32 (1, C, H, W)."""
         p = self.prepared
         if self.real:
-            real = self.real[index % len(self.real)]
-            return F.interpolate(real, size=size, mode="bilinear", align_corners=False, antialias=True)
+            images = self.real(size)
+            return images[index % len(images)]
         image = synthetic_image(p.in_chans, size, index)
         return image if p.preprocess else normalized(image, p.mean, p.std)
 
@@ -132,7 +131,7 @@ class Reference:
         """Another image for each of ``images``: of real ones, which may be of one class, the least like it of a few."""
         if not self.real:
             return [max(images) + 1 + i for i in range(len(images))]
-        pool = range(min(_POOL, len(self.real)))
+        pool = range(min(_POOL, len(self.real(size))))
         return [max(pool, key=lambda j: least_difference(self.outputs(size, j), self.outputs(size, i))) for i in images]
 
     def refuses(self, size: Size) -> str | None:
@@ -177,7 +176,7 @@ def _check(reference: Reference, runner: Runner, case: Case, bounds: Bounds, tak
     others = _run(reference, runner, case, reference.unlike(case.size, images))
     control = min(least_difference(a, b) for a, b in zip(others, wanted, strict=True))
     if control < bounds.margin * error and not bounds.exact:
-        raise VerificationError(
+        raise DiffersError(
             f"with {case} the file differs from the model by {error:.2f}; another image makes {control:.2f} only"
         )
     if not control >= max(bounds.control, bounds.margin * error):
@@ -208,7 +207,7 @@ def _agreement(
         if errors[worst] <= tolerance:
             return images, got, replaced
         if reference.stable(case.size, images[worst], tolerance):
-            raise VerificationError(_differs(case, errors[worst], tolerance))
+            raise DiffersError(_differs(case, errors[worst], tolerance))
         images[worst] = max(images) + 1
     raise UnprovableError(
         f"{case} cannot be verified: float32 rounding alone moves the model's own outputs by more than "

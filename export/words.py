@@ -123,7 +123,7 @@ def _images(content: dict[str, Any]) -> list[tuple[str, str]]:
     """What was calibrated with, and what was judged by."""
     facts = []
     if calibrated := content.get("calibration_images"):
-        facts = [("calibrated with", f"{calibrated} images")]
+        facts = [("calibrated with", f"{calibrated} images, at every size that was asked for")]
     if labelled := content.get("labelled_images"):
         facts += [("accuracy on", f"{labelled} images, at most {content['max_drop']:g} points may be lost")]
     return facts

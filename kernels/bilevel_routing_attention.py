@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, opaque, triton_unsupported
+from .dispatch import Candidate, Op, exporting, known, opaque, triton_unsupported
 from .precision import without_autocast
 from .windows import Size, from_windows, to_tokens
 
@@ -48,7 +48,10 @@ def region_means(x: Tensor, region: Size) -> Tensor:
     padded, (h, w) = pad_to_regions(x, region), region
     rows, cols = padded.shape[2] // h, padded.shape[3] // w
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    if padded.stride(1) == 1:  # channels are adjacent in memory
+    if exporting():  # ncnn has four axes at most
+        bands = padded.reshape(-1, rows, h, padded.shape[3]).sum(2, dtype=dtype)  # (B * C, rows, W)
+        sums = bands.reshape(-1, rows, cols, w).sum(3).reshape(-1, padded.shape[1], rows * cols).transpose(1, 2)
+    elif padded.stride(1) == 1:  # channels are adjacent in memory
         tokens = padded.permute(0, 2, 3, 1).reshape(-1, h, cols, w, padded.shape[1])  # (B * rows, h, cols, w, C)
         sums = tokens.sum(1, dtype=dtype).sum(2).reshape(padded.shape[0], rows * cols, -1)
     else:
@@ -109,6 +112,8 @@ def bilevel_routing_attention_indexed(
 def _rows(routes: Tensor) -> Tensor:
     """(B, R, topk) numbers in an image -> (B * R, topk) numbers in the batch."""
     batch, count, topk = routes.shape
+    if known(batch) and batch == 1:
+        return routes.reshape(count, topk)
     first = torch.arange(batch, device=routes.device) * count
     return (routes + first[:, None, None]).reshape(batch * count, topk)
 

@@ -68,8 +68,9 @@ REFUSING = {
     "random": (lambda x: x + torch.rand_like(x), "aten.rand_like", "all", ""),
     "dropout": (lambda x: F.dropout(x, 0.5, training=True), "aten.dropout", "all", ""),
     "statistics": (lambda x: F.batch_norm(x, None, None, training=True), "aten.batch_norm", "all", ""),
-    "topk": (lambda x: x.topk(2)[0], "aten.topk", "litert,ncnn", "onnx,openvino"),
-    "places": (lambda x: x * x.topk(16)[1], "aten.topk", "ncnn", "litert,onnx,openvino"),
+    "topk": (lambda x: x.topk(2)[0], "aten.topk", "litert", "ncnn,onnx,openvino"),
+    "places": (lambda x: x * x.topk(16, largest=False)[1], "aten.topk", "ncnn", "litert,onnx,openvino"),
+    "rows": (lambda x: x[:, x.mean((1, 2, 3)).long()] * 2, "aten.index", "ncnn", "onnx,openvino"),
     "erfcx": (torch.special.erfcx, "aten.special_erfcx", "coreml,litert", "onnx"),
 }
 

@@ -14,7 +14,6 @@ from small import KINDS, PAIRS
 REPEATED = ("shvit_s1_distilled", "poolformerv2_s12", "randformer_s12", "identityformer_s12")  # operators as in others
 # (beginning of the model's name, target): why
 KNOWN = {
-    ("biformer", "ncnn"): "routing gathers the regions that topk chose; ncnn has no layer that gathers",
     ("soft_norm", "ncnn"): "how often the first guess is halved is found by comparisons, which ncnn does not have",
 }
 

@@ -17,7 +17,7 @@ from mixzoo.export.matrix import Book, Cell, Limits, Settings, Store, cells, fil
 from mixzoo.export.matrix.process import Child, Entry, members, processes
 from mixzoo.export.matrix.reasons import KNOWN, explain
 from mixzoo.export.target import TARGETS
-from mixzoo.zoo.errors import UnknownNameError
+from mixzoo.zoo.errors import UnknownModelError, UnknownNameError
 from mixzoo.zoo.registry import FAMILIES, VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,9 @@ def test_the_default_is_the_smallest_model_of_every_family() -> None:
         assert VARIANTS[name].params_m == min(sizes)
     assert cells.models_of([], "van") == ["van_b0"]
     assert cells.models_of(["shvit_s?", "timm:resnet18"], "shvit") == [f"shvit_s{i}" for i in range(1, 5)]
-    assert cells.models_of(["timm:resnet18"]) == ["timm:resnet18"]
+    assert cells.models_of(["timm:resnet18", "resnet18"]) == ["timm:resnet18"]
+    with pytest.raises(UnknownModelError, match="resnet81"):
+        cells.models_of(["resnet81"])
     with pytest.raises(UnknownNameError, match="'shvit'"):
         cells.models_of([], "shvti")
 

@@ -15,12 +15,9 @@ from mixzoo.export.runtimes.ncnn_parts import PARTS
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 GRID = (14, 15)
-# mixers that ncnn refuses: why, as the refusal says it
-NOT_IN_NCNN = {
-    "bilevel_routing": "topk",  # regions chosen by data are gathered; ncnn has neither layer
-}
 IN_LITERT = ("cascaded_group", "factorised", "neighborhood", "soft")  # what was rewritten for it
 
 
@@ -45,14 +42,9 @@ def compare(module: nn.Module, x: Tensor, y: Tensor, other: Tensor) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_in_ncnn(mixer: str, tmp_path: Path) -> None:
-    """An exception that is needed no more fails."""
     pytest.importorskip("ncnn")
     pytest.importorskip("pnnx")
-    if mixer in NOT_IN_NCNN:
-        with pytest.raises(ExportError, match=NOT_IN_NCNN[mixer]):
-            exported(mixer, "ncnn", tmp_path)
-    else:
-        compare(*exported(mixer, "ncnn", tmp_path))
+    compare(*exported(mixer, "ncnn", tmp_path))
 
 
 @pytest.mark.slow
@@ -82,11 +74,63 @@ def test_whole_powers_of_any_sign_are_products(exponent: float) -> None:
     assert bool((x < 0).any()) and rel_err(PARTS[torch.pow](x, exponent), x**exponent) < TOLERANCE[torch.float64]
 
 
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_the_greatest_are_found_by_comparing_all_with_all(k: int) -> None:
+    """Also where values are equal, of which the first is first, or neighbours among float32's numbers."""
+    x = torch.randint(-3, 3, (2, 5, 9), generator=torch.Generator().manual_seed(0)).float()
+    x[1] = torch.nextafter(x[1], torch.tensor(9.0)) * torch.tensor([1e-30, 1e-3, 1.0, 1e20, 1e38])[:, None]
+    values, places = PARTS[torch.topk](x, k, dim=-1)
+    wanted = x.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(places.long(), wanted.indices[..., :k]) and torch.equal(values, wanted.values[..., :k])
+    with pytest.raises(ExportError, match="the greatest of the last axis"):
+        PARTS[torch.topk](x, k, dim=1)
+
+
+def test_rows_by_their_numbers_are_products() -> None:
+    x, rows = torch.randn(7, 3, 2), torch.tensor([[6, 0, 0], [2, 5, 6]])
+    assert torch.equal(PARTS[Tensor.__getitem__](x, rows.float()), x[rows])
+
+
 class Third(nn.Module):
     """Takes one of three parts: pnnx leaves the others as tensors that nothing reads."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.chunk(3, dim=1)[1] * 2
+
+
+class Packed(nn.Module):
+    """Attention between channels as in timm's EdgeNeXt: its q, k and v lie along a first axis, pnnx's batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv = fill_(nn.LayerNorm(12)), fill_(nn.Linear(12, 36))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.reshape(b, c, h * w).permute(0, 2, 1)
+        q, k, v = self.qkv(self.norm(tokens)).reshape(b, h * w, 3, 2, -1).permute(2, 0, 3, 4, 1).unbind(0)
+        out = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1) @ v
+        return (tokens + out.permute(0, 3, 1, 2).reshape(b, h * w, c)).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+
+class Uneven(nn.Module):
+    """Parts of 4, 4 and 3 channels: pnnx says that there are three, and ncnn would make others of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = x[:, :11].chunk(3, dim=1)
+        return torch.cat((third, first * second), dim=1)
+
+
+@pytest.mark.parametrize("module", [Packed(), Uneven()], ids=lambda module: type(module).__name__)
+def test_tensors_come_apart_in_ncnn_as_in_torch(module: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    first, x = fill_(nn.Conv2d(4, 12, 1)), image((1, 4, 6, 7)).float()
+    out = nn.Conv2d(12 if isinstance(module, Packed) else 7, 5, 1)
+    whole, target = nn.Sequential(first, module, fill_(out)).eval().requires_grad_(False), get_target("ncnn")
+    target.export(Capture(whole, x, ()), tmp_path / "parts.param", {})
+    (got,) = target.load(tmp_path / "parts.param").outputs(x.numpy())
+    assert rel_err(torch.from_numpy(got), whole(x)) < 10 * TOLERANCE[torch.float32]
 
 
 def test_parts_that_nothing_reads_are_no_outputs_of_an_ncnn_file(tmp_path: Path) -> None:

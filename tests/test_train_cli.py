@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mixzoo.train import list_recipes
 from mixzoo.train.curves import running_mean
 from mixzoo.zoo import cli
@@ -42,6 +43,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     said = command("train", *SETTINGS, "--dry-run", "--out", tmp_path / "run")
     assert "10 in 2 epochs" in said and "Parameter groups" in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains in fp16")
+def test_a_dry_run_plans_for_another_machine(tmp_path: Path) -> None:
+    half = (*SETTINGS, "compute.precision=fp16")
+    said = " ".join(command("train", *half, "--dry-run").split())
+    assert "precision: fp16" in said and "10 in 2 epochs" in said
+    assert "This machine cannot run it as it is; memory and time are without that. 'compute.precision' is" in said
+    assert "cannot run it" not in command("train", *SETTINGS, "--dry-run")
+    assert "which a processor does not train in" in command("train", *half, "--out", tmp_path / "run", code=2)
 
 
 def test_a_run_goes_on_only_when_asked(run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from .images import Data
 from .models import build_model, build_teacher
 from .parts import Objective, lr_factor, make_optimizer, parameter_groups
 from .prepare import check_batch, prepare_model, set_training_mode
-from .processes import Processes
+from .processes import Processes, UnfitError
 from .randomness import borrowed_generators
 from .schema import Recipe
 from .sources import DataError, load_data
@@ -55,6 +55,7 @@ class Plan:
         step_seconds: of one step, from steps of fewer images.
         memory_mib: that tensors take at the peak of a step, from steps of fewer images.
         read_seconds: to read and augment one image in one process; None where there are none.
+        unfit: why this machine cannot run the recipe as it is, so that steps were measured without that.
     """
 
     recipe: Recipe
@@ -69,6 +70,7 @@ class Plan:
     step_seconds: float
     memory_mib: float
     read_seconds: float | None
+    unfit: str = ""
 
     @property
     def part(self) -> int:
@@ -83,18 +85,21 @@ class Plan:
 def make_plan(recipe: Recipe) -> Plan:
     """Build the model, measure a few steps on random images, and count.
 
+    What this machine cannot compute with is left out of the steps that are measured: the run may be for another one.
+
     Raises:
         RecipeError: the batch cannot be made or shared.
         MixzooError: the model cannot be built.
     """
-    processes = Processes(recipe.compute)
+    processes, unfit = _processes(recipe)
     data, note = _data(recipe)
     images, classes = (len(data.train), len(data.classes)) if data else ASSUMED
     check_batch(recipe, images, processes.count)
     with borrowed_generators(), torch_threads(recipe.compute.threads or torch.get_num_threads()):
         torch.manual_seed(recipe.seed)
         model = build_model(recipe, classes, start=False)
-        prepare_model(model, recipe, processes.device)
+        compute = recipe.model_copy(update={"compute": processes.compute})
+        prepare_model(model, compute, processes.device)
         step = _Step(recipe, model, classes, processes)
         part = recipe.data.batch // (processes.count * recipe.compute.accumulate)
         return Plan(
@@ -110,7 +115,20 @@ def make_plan(recipe: Recipe) -> Plan:
             step.seconds(part) * recipe.compute.accumulate,
             step.memory(part) / _MIB,
             _reading(recipe, data),
+            unfit,
         )
+
+
+def _processes(recipe: Recipe) -> tuple[Processes, str]:
+    """What computes here, and why that is not all that the recipe wants; empty where it is."""
+    compute = recipe.compute
+    reasons: list[str] = []
+    while True:
+        try:
+            return Processes(compute), " ".join(reasons)
+        except UnfitError as error:
+            reasons.append(str(error))
+            compute = error.instead
 
 
 def _data(recipe: Recipe) -> tuple[Data | None, str]:
@@ -218,6 +236,7 @@ def _lines(plan: Plan) -> list[str]:
     rate = recipe.data.batch / plan.step_seconds
     lines = [
         plan.note,
+        f"This machine cannot run it as it is; memory and time are without that. {plan.unfit}" if plan.unfit else "",
         f"Data     {plan.images:,} images of {plan.classes} classes; {plan.steps:,} steps an epoch, "
         f"{plan.steps * epochs:,} in {epochs} epochs",
         f"Devices  {plan.processes} x {plan.device}; each computes {plan.part} images of a batch of {recipe.data.batch}"

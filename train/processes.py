@@ -17,6 +17,19 @@ from .schema import ComputeRecipe
 T = TypeVar("T")
 
 
+class UnfitError(RecipeError):
+    """Settings that this machine cannot compute with, though others can.
+
+    Args:
+        message: says why.
+        instead: the nearest that it can compute with.
+    """
+
+    def __init__(self, message: str, instead: ComputeRecipe) -> None:
+        super().__init__(message)
+        self.instead = instead
+
+
 class Processes:
     """This process among those of the run.
 
@@ -24,10 +37,11 @@ class Processes:
         rank, count: which of how many it is.
         main: whether it writes and speaks.
         device: where it computes.
+        compute: how.
         sharded, precision: whether weights are split over the processes; and that of autocast.
 
     Raises:
-        RecipeError: the precision is not to be had here, nor compiled recomputation on a processor.
+        UnfitError: the precision is not to be had here, nor compiled recomputation on a processor.
     """
 
     def __init__(self, compute: ComputeRecipe) -> None:
@@ -36,14 +50,19 @@ class Processes:
         processor = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
         self.accelerator = accelerate.Accelerator(cpu=processor, mixed_precision=compute.precision)
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.compute = compute
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.sharded, self.precision = compute.sharding == "fsdp" and self.count > 1, compute.precision
         if compute.precision == "fp16" and self.device.type == "cpu":
-            raise RecipeError("'compute.precision' is 'fp16', which a processor does not train in: set bf16 or no.")
+            raise UnfitError(
+                "'compute.precision' is 'fp16', which a processor does not train in: set bf16 or no.",
+                compute.model_copy(update={"precision": "no"}),
+            )
         if compute.compile and compute.checkpointing and self.device.type == "cpu":
-            raise RecipeError(
+            raise UnfitError(
                 "'compute.compile' and 'compute.checkpointing' together give wrong gradients of attention on a "
-                "processor, where torch recomputes it from a layout that its kernel does not read: set only one."
+                "processor, where torch recomputes it from a layout that its kernel does not read: set only one.",
+                compute.model_copy(update={"compile": False}),
             )
 
     def shard(self, *models: nn.Module) -> None:

@@ -81,8 +81,8 @@ CHOICE = Note(
     "ncnn has no layer for what pnnx 20261020 leaves of it: a file with this operator alone was tried",
 )
 PICKED = Note(
-    "ncnn has no layer that gathers by computed or listed indices",
-    "Use slices, roll, a table resized by interpolation, or a product with a constant of ones and zeros.",
+    "ncnn has no layer that sorts, or gathers by computed or listed indices",
+    "Use topk of the last axis and rows by their numbers, x[rows], which are rewritten, slices and constants.",
     CHOICE.source,
 )
 NO_LAYER = Note("ncnn has no layer for it", "Write it in mean, sum, product and the like.", CHOICE.source)

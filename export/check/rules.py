@@ -32,12 +32,22 @@ def refusal(call: Call, rules: Rules) -> Note | None:
         return notes.DATA_DEPENDENT
     if rules.ranks and call.name == "topk" and _only_indices(call):
         return None
-    return _training(call) or _types(call, rules) or _rank(call, rules) or rules.refused.get(call.name.rstrip("_"))
+    known = None if _rewritten(call, rules) else rules.refused.get(call.name.rstrip("_"))
+    return _training(call) or _types(call, rules) or _rank(call, rules) or known
 
 
 def listed(call: Call, rules: Rules) -> bool:
-    """Whether the target is known to take the operator, as far as its name tells."""
-    return (call.constant and rules.folds) or rules.takes(call.name)
+    """Whether the target is known to take the operator, as far as its name and arguments tell."""
+    return (call.constant and rules.folds) or _rewritten(call, rules) or rules.takes(call.name)
+
+
+def _rewritten(call: Call, rules: Rules) -> bool:
+    """Whether the call picks in one of the ways that are written as comparisons and products for the target."""
+    if not rules.picks:
+        return False
+    if call.name == "topk":
+        return call.argument(2, "dim", -1) in (-1, call.rank - 1) and bool(call.argument(3, "largest", True))
+    return call.name == "index" and len(call.argument(1, "indices")) == 1
 
 
 def refused(call: Call, note: Note) -> Finding:

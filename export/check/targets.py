@@ -35,6 +35,7 @@ class Rules:
         refused: operators that it is known not to take, though the table or their parts may say so.
         folds: whether what does not depend on the input is computed before it is converted.
         ranks: whether topk is taken where its indices alone are used, though it is refused where its values are.
+        picks: whether the greatest of the last axis, and rows by their numbers, are rewritten before it is converted.
         accelerated: name of the table with the operators of core ATen that its accelerated part takes.
         falls_out: what is told of the others.
         outside: operators that run outside of the accelerated part, where there is no such table.
@@ -56,6 +57,7 @@ class Rules:
     refused: Mapping[str, Note] = field(default_factory=dict)
     folds: bool = False
     ranks: bool = False
+    picks: bool = False
     accelerated: str = ""
     falls_out: Note = notes.FALLS_OUT
     outside: Mapping[str, Note] = field(default_factory=dict)
@@ -135,6 +137,7 @@ _ALL = (
         no_double=True,
         refused={**notes.REFUSED_BY_NCNN, **_WINDOWS, **_TRANSFORMS},
         folds=True,
+        picks=True,
     ),
     Rules(
         name="coreml",

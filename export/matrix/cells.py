@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...zoo.errors import UnknownNameError
+from ...zoo.errors import UnknownModelError, UnknownNameError
 from ...zoo.listing import expand
 from ...zoo.registry import FAMILIES, VARIANTS
 from ..precision import as_precisions
@@ -105,7 +105,9 @@ def smallest_models(family: str = "") -> list[str]:
 
 
 def models_of(names: Sequence[str], family: str = "") -> list[str]:
-    """Names and globs of models, "timm:NAME" for timm's own; the smallest of each family where none is given.
+    """Names and globs of models; the smallest of each family where none is given.
+
+    A name that only timm has becomes "timm:NAME", which always is timm's own.
 
     Raises:
         UnknownModelError, UnknownNameError, NothingFoundError: no such model, family, or no model that matches.
@@ -114,8 +116,21 @@ def models_of(names: Sequence[str], family: str = "") -> list[str]:
         raise UnknownNameError("family", family, FAMILIES, f"Families: {', '.join(FAMILIES)}.")
     if not names:
         return smallest_models(family)
-    found = [one for name in names for one in ([name] if name.startswith(TIMM_PREFIX) else expand([name]))]
+    found = [one for name in names for one in _found(name)]
     return [name for name in dict.fromkeys(found) if not family or Cell(name, "").family == family]
+
+
+def _found(name: str) -> list[str]:
+    import timm
+
+    if name.startswith(TIMM_PREFIX):
+        return [name]
+    try:
+        return expand([name])
+    except UnknownModelError:
+        if timm.is_model(name):
+            return [TIMM_PREFIX + name]
+        raise
 
 
 def plan(models: Sequence[str], targets: str, precisions: str, settings: Settings) -> Plan:

@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ExportError
+
 _TINY = 1e-37  # of float32's normal numbers
+_HUGE = 1e38  # times any difference of float32's normal numbers is more than one
 
 
 def _sides(x: Tensor) -> torch.Size:
@@ -89,7 +92,9 @@ def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
 
 
 def _getitem(x: Tensor, index: Any) -> Tensor:
-    """Slices with steps as rows of blocks: ncnn's have none."""
+    """Slices with steps as rows of blocks, rows by their numbers as a product with ones and zeros: ncnn has neither."""
+    if isinstance(index, Tensor):
+        return _rows_at(x, index)
     parts = index if isinstance(index, tuple) else (index,)
     if all(isinstance(part, slice) or part is Ellipsis for part in parts):
         return _stepped(x, _spread(parts, x.ndim))
@@ -123,10 +128,58 @@ def _every(x: Tensor, axis: int, wanted: range) -> Tensor:
     return chosen.reshape(*shape[:axis], len(wanted), *shape[axis + 1 :])
 
 
+def _rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """``x[index]``: a product with a matrix of ones and zeros, which is exact."""
+    (count, *rest), wanted = _sides(x), _sides(index)
+    chosen = _equal(index.reshape(-1, 1), _numbers(count).reshape(1, -1))  # (M, count)
+    return (chosen @ x.reshape(count, -1)).reshape(*wanted, *rest)
+
+
+def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """The ``k`` greatest of the last axis, best first, and their numbers, as float32.
+
+    ncnn cannot sort. How many are greater, or equal and before it, is the place of a value: each is compared with each.
+    Where two differ, their difference times 1e38 is above one or below minus one, and is cut to a one or a zero.
+    """
+    if dim not in (-1, x.ndim - 1) or not largest:
+        raise ExportError("only the greatest of the last axis are rewritten for ncnn: let topk take those.")
+    count, ahead = _sides(x)[-1], x.unsqueeze(-2) - x.unsqueeze(-1)  # (..., i, j): how far j is ahead of i
+    greater, less = _positive(ahead), _positive(-ahead)
+    before = torch.from_numpy(np.tri(count, k=-1, dtype=np.float32))
+    place = (greater + (1 - greater - less) * before).sum(-1)
+    chosen = _equal(place.unsqueeze(-2), _numbers(k).reshape(-1, 1))  # (..., k, count)
+    return torch.return_types.topk(((chosen * x.unsqueeze(-2)).sum(-1), (chosen * _numbers(count)).sum(-1)))
+
+
+def _positive(x: Tensor) -> Tensor:
+    """One where ``x`` is above zero, else zero."""
+    return (x * _HUGE).clamp(0, 1)
+
+
+def _equal(a: Tensor, b: Tensor) -> Tensor:
+    """One where two whole numbers are equal, else zero."""
+    return (1 - (a - b).abs()).clamp(0, 1)
+
+
+def _numbers(count: int) -> Tensor:
+    return torch.from_numpy(np.arange(count, dtype=np.float32))
+
+
 def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis, shape = dim % x.ndim, _sides(x)
-    rest = (*shape[:axis], *shape[axis + 1 :])
-    return tuple(_narrow(x, axis, i, 1).reshape(rest) for i in range(shape[axis]))
+    rest, count = (*shape[:axis], *shape[axis + 1 :]), shape[axis]
+    if axis == 0:  # which pnnx takes for the batch
+        x, axis = x.reshape(1, count, -1), 1
+    return tuple(_narrow(x, axis, i, 1).reshape(rest) for i in range(count))
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
+    """By slices where the parts are not alike: pnnx says only how many there are, and ncnn makes other ones of them."""
+    side = _sides(x)[dim]
+    if side % chunks == 0:
+        return x.chunk(chunks, dim)
+    step = -(-side // chunks)
+    return tuple(_narrow(x, dim, start, min(step, side - start)) for start in range(0, side, step))
 
 
 def _constant(value: float, shape: Sequence[int]) -> Tensor:
@@ -137,10 +190,14 @@ PARTS: dict[Any, Any] = {
     Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
     Tensor.size: _size,
     Tensor.__getitem__: _getitem,
+    torch.topk: _topk,
+    Tensor.topk: _topk,
     torch.unbind: _unbind,
     Tensor.unbind: _unbind,
     torch.unflatten: _unflatten,
     Tensor.unflatten: _unflatten,
+    torch.chunk: _chunk,
+    Tensor.chunk: _chunk,
     torch.baddbmm: _baddbmm,
     Tensor.baddbmm: _baddbmm,
     torch.pow: _pow,

@@ -1,7 +1,11 @@
 """Post-training static quantisation by NNCF, OpenVINO's own: layers, and what joins them, compute in 8 bits.
 
-Where layers have to stay in float, sums and products of activations do too: layers with weights alone are left in 8
-bits.
+Where layers have to stay in float, sums, products, means and norms of activations do too: layers with weights alone are
+left in 8 bits.
+
+Activations have one range each, not one per channel as NNCF gives them before depthwise convolutions: with those the
+CPU plugin (2026.4) leaves out the scales behind a 1x1 convolution of a single position where the batch is open. The
+range is the mean over the images, or reaches to the least and greatest value of all where their sizes differ.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from ..capture import quiet
 from ..errors import ExportError
 from ..precision import Precision
 
-_JOINING = ("Add", "Subtract", "Multiply", "Divide")
+_BETWEEN = ("Add", "Subtract", "Multiply", "Divide", "GroupNormalization", "MVN", "ReduceMean")
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
 
@@ -38,6 +42,7 @@ def quantise(model: Any, program: ExportedProgram, precision: Precision, images:
     """
     with quiet():  # it looks for compilers
         nncf = require("nncf", extra="openvino")
+        from nncf.quantization import advanced_parameters, range_estimator
     paths = layer_paths(model, program)
     kept = [name for name, path in paths.items() if path is not None and precision.keeps(path)]
     if len(kept) == sum(path is not None for path in paths.values()):
@@ -45,10 +50,22 @@ def quantise(model: Any, program: ExportedProgram, precision: Precision, images:
     ignored = {}
     if precision.keep:
         products = [name for name, path in paths.items() if path is None]
-        ignored = {"ignored_scope": nncf.IgnoredScope(names=[*kept, *products], types=list(_JOINING), validate=False)}
+        ignored = {"ignored_scope": nncf.IgnoredScope(names=[*kept, *products], types=list(_BETWEEN), validate=False)}
     data = nncf.Dataset([image.numpy() for image in images])
+    estimators = range_estimator.RangeEstimatorParametersSet
+    sizes = {image.shape[2:] for image in images}
+    settings = nncf.AdvancedQuantizationParameters(
+        activations_quantization_params=advanced_parameters.QuantizationParameters(per_channel=False),
+        activations_range_estimator_params=estimators.MINMAX if len(sizes) > 1 else estimators.MEAN_MINMAX,
+    )
     with quiet(), _hushed(nncf):
-        return nncf.quantize(model, data, subset_size=len(images), target_device=nncf.TargetDevice.CPU, **ignored)
+        return nncf.quantize(
+            *(model, data),
+            subset_size=len(images),
+            target_device=nncf.TargetDevice.CPU,
+            advanced_parameters=settings,
+            **ignored,
+        )
 
 
 def layer_paths(model: Any, program: ExportedProgram) -> dict[str, str | None]:
