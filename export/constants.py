@@ -51,7 +51,8 @@ def _values(arguments: Any, known: Mapping[Node, Any]) -> Any:
 def _replace(module: GraphModule, graph: Graph, node: Node, value: Tensor) -> None:
     """Put a buffer in the place of ``node``, if anything is left that uses it."""
     name = f"folded_{node.name}"
-    module.register_buffer(name, value.detach().contiguous(), persistent=False)
+    own = value.detach().clone(memory_format=torch.contiguous_format)  # ExecuTorch writes what lies before a view too
+    module.register_buffer(name, own, persistent=False)
     with graph.inserting_before(node):
         node.replace_all_uses_with(graph.get_attr(name))
     graph.erase_node(node)

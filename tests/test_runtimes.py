@@ -197,3 +197,26 @@ def test_what_has_a_copy_is_used_through_it() -> None:
     assert [user for user in copy.args[0].users if user.op != "output"] == [copy] and len(copy.users) == 2
     for got, wanted in zip(program.module()(x), Copied()(x), strict=True):
         assert torch.equal(got, wanted)
+
+
+class OneWeight(nn.Module):
+    """A convolution, and a linear layer of tokens made of its result by the last rows of the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 24, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        tokens = x.mean((2, 3))[:, :3].softmax(1)
+        return self.head(nn.functional.linear(tokens, self.conv.weight.flatten(1)[16:], self.conv.bias[16:]))
+
+
+@pytest.mark.slow
+def test_layers_of_one_weight_are_no_cycle(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    model = OneWeight()
+    fill_(model)
+    (report,) = mixzoo.export(model, to="executorch", out=tmp_path, sizes=(32,), dynamic="none", name="one_weight")
+    assert 0 < report.error < 1e-5

@@ -6,7 +6,7 @@ Memory is planned before it runs, so that an open axis has a greatest side, whic
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
+from ..constants import fold_constants
 from ..errors import ExportError
 from ..half import in_half
 from ..options import check_options
@@ -56,22 +57,9 @@ class ExecuTorchTarget(Target):
         """Write ``capture``; see `Target.export`."""
         check_options(self.name, options)
         require("executorch", extra=self.extra)
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-
-        # its check of types asks of what is split how long the first part is: that makes an open batch a constant
-        config = EdgeCompileConfig(_check_ir_validity=not capture.axes)
         try:
             with quiet(), torch.no_grad(), flatc():
-                program = _one_copy(_graph(capture).run_decompositions(_decompositions()))
-                lowered = to_edge_transform_and_lower(
-                    program,
-                    partitioner=[XnnpackPartitioner()],
-                    compile_config=config,
-                    constant_methods=_bounds(capture),
-                )
-                _check_open(lowered.exported_program(), capture)
-                path.write_bytes(lowered.to_executorch().buffer)
+                path.write_bytes(_lowered(capture))
         except ExportError:
             raise
         except Exception as error:  # the compiler raises many kinds
@@ -90,13 +78,52 @@ class ExecuTorchTarget(Target):
             return describe(path, GREATEST)
 
 
+def _lowered(capture: Capture) -> bytes:
+    """The contents of the file."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    lowered = to_edge_transform_and_lower(
+        _one_copy(_graph(capture).run_decompositions(_decompositions())),
+        partitioner=[XnnpackPartitioner()],
+        # its check of types asks of what is split how long the first part is: that makes an open batch a constant
+        compile_config=EdgeCompileConfig(_check_ir_validity=not capture.axes),
+        constant_methods=_bounds(capture),
+    )
+    _check_open(lowered.exported_program(), capture)
+    return bytes(lowered.to_executorch().buffer)
+
+
 def _graph(capture: Capture) -> torch.export.ExportedProgram:
     """The captured graph in its precision."""
     if capture.precision.name == "int8":
         from .executorch_quantise import quantised
 
         return quantised(capture)
-    return in_half(capture).bounded if capture.precision.name == "fp16" else capture.bounded
+    return in_half(capture).bounded if capture.precision.name == "fp16" else _with_own_weights(capture)
+
+
+def _with_own_weights(capture: Capture) -> torch.export.ExportedProgram:
+    """The captured graph, in which every layer has a weight of its own.
+
+    A weight that is made of another layer's, as that of a linear layer beside a convolution, makes one XNNPACK part of
+    both: where one layer follows the other, the part would wait for its own results, and where it does not, the runtime
+    dies reading it. Such weights are computed beforehand.
+    """
+    inputs = capture.bounded.graph_signature.user_inputs
+    weights = [node.args[1] for node in capture.bounded.graph.nodes if node.target in _LAYERS]
+    if not any(weight.op == "call_function" and _is_constant(weight, inputs) for weight in weights):
+        return capture.bounded
+    folded = fold_constants(capture.arithmetic())
+    return torch.export.export(folded, (capture.example,), dynamic_shapes=capture.bounds())
+
+
+_LAYERS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+
+
+def _is_constant(node: torch.fx.Node, inputs: Collection[Any]) -> bool:
+    """Whether ``node`` is made of nothing that is among the ``inputs`` of its graph."""
+    return node.name not in inputs and all(_is_constant(part, inputs) for part in node.all_input_nodes)
 
 
 def _one_copy(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
