@@ -51,7 +51,7 @@ def compose(
     images: Images, photographs: Sequence[Image.Image], size: Size, most: int, draw: np.random.Generator
 ) -> Scene:
     """A scene of ``size`` (H, W) with 2 to ``most`` items, all of it drawn by ``draw``."""
-    canvas = _background(photographs[draw.integers(len(photographs))], size, draw)
+    canvas = _background(photographs[int(draw.integers(len(photographs)))], size, draw)
     items: list[tuple[Item, int]] = []  # each with its whole area
     for _ in range(draw.integers(2, most + 1)):
         opacity, label = _item(images, min(size), draw)

@@ -167,11 +167,11 @@ def _write_split(
         height, width = settings.size
         pictures.append({"id": number + 1, "file_name": f"{name}.jpg", "height": height, "width": width})
         found += _annotations(scene, number + 1, len(found) + 1)
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
+    categories = [{"id": label, "name": name} for label, name in enumerate(classes, 1)]
     record = {"images": pictures, "annotations": found, "categories": categories}
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(record), encoding="utf-8")
     count = Counter(annotation["category_id"] for annotation in found)
-    return {category["name"]: count[category["id"]] for category in categories}
+    return {name: count[label] for label, name in enumerate(classes, 1)}
 
 
 def _annotations(scene: Scene, picture: int, first: int) -> Iterator[dict[str, Any]]:
