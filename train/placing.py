@@ -1,6 +1,6 @@
 """Real items on real photographs: one picture, with what can be seen of each item.
 
-Items are laid one over another. An item's grey levels are its opacity, in a tint that stands out from what is behind
+Items are laid one over another. An item's grey levels are its opacity, in a tint that is lighter than what is behind
 it; where its opacity is at least `SOLID`, it hides the items below, and that is its mask.
 """
 
@@ -19,7 +19,8 @@ SOLID = 0.25  # opacity from which a pixel belongs to an item
 SEEN = 0.4  # least share of an item that the items over it leave to be seen
 SIDES = (0.2, 0.5)  # least and greatest side of an item, in shorter sides of the picture
 CROPS = (0.4, 1.0)  # least and greatest side of a crop, in sides of the largest one that fits
-CONTRAST = 0.35  # least difference of brightness between a tint and what is behind it, of 1
+DIM = 0.5  # what is left of a photograph's brightness, so that items can be lighter
+CONTRAST = 0.35  # by which an item's tint is at least lighter than what is behind it, of 1
 TRIES = 20  # places that are looked for before an item is left out
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -71,14 +72,14 @@ def compose(
 
 
 def _background(photograph: Image.Image, size: Size, draw: np.random.Generator) -> np.ndarray:
-    """A crop of a photograph, scaled to ``size``, in half of the cases mirrored: float32 (H, W, 3) in [0, 1]."""
+    """A crop of a photograph, scaled to ``size``, in half of the cases mirrored: float32 (H, W, 3) up to `DIM`."""
     width, height = photograph.size
     share = min(height / size[0], width / size[1]) * draw.uniform(*CROPS)
     crop = (share * size[0], share * size[1])
     top, left = draw.uniform(0, height - crop[0]), draw.uniform(0, width - crop[1])
     box = (left, top, min(left + crop[1], width), min(top + crop[0], height))
     scaled = photograph.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)
-    array = np.asarray(scaled, np.float32) / 255
+    array = np.asarray(scaled, np.float32) * (DIM / 255)
     return array[:, ::-1].copy() if draw.random() < 0.5 else array
 
 
@@ -93,10 +94,7 @@ def _item(images: Images, side: int, draw: np.random.Generator) -> tuple[np.ndar
 
 
 def _tint(behind: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """A colour, float32 (3,) in [0, 1], whose brightness differs from that of the colour ``behind``."""
+    """A colour, float32 (3,) in [0, 1], that is lighter than the colour ``behind`` by `CONTRAST`, or white."""
     tint = draw.uniform(0, 1, 3).astype(np.float32)
-    missing = CONTRAST - abs(float((tint - behind) @ _LUMA))
-    if missing <= 0:
-        return tint
-    lighter = float(behind @ _LUMA) < 0.5
-    return (tint + (1 - tint if lighter else -tint) * 0.8).astype(np.float32)
+    light, least = float(tint @ _LUMA), min(float(behind @ _LUMA) + CONTRAST, 1.0)
+    return tint if light >= least else tint + (1 - tint) * np.float32((least - light) / (1 - light))

@@ -8,8 +8,8 @@ _base_ = [
     "mmdet::_base_/default_runtime.py",
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
-data_root = "scenes/"
-epochs = 12
+data_root = "scenes1k/"
+epochs = 6
 classes = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -45,7 +45,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )
 
-scale = (416, 320)  # width, height: items are about as large as those that the backbone has seen
+scale = (312, 240)  # width, height: items are about as large as those that the backbone has seen
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -88,7 +88,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=4)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(

@@ -5,8 +5,8 @@ _base_ = [
     for name in ("models/fpn_r50", "default_runtime", "schedules/schedule_40k")
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
-data_root = "scenes/"
-iters = 1000
+data_root = "scenes1k/"
+iters = 900
 classes = (
     "background",
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -30,11 +30,11 @@ model = dict(
         strides=strides,
         checkpoint="shvit_fashion",
     ),
-    neck=dict(out_channels=64, num_outs=3),
+    neck=dict(type="mixzoo.FPN", out_channels=64, num_outs=4, num_finer=1),
     decode_head=dict(
-        in_channels=[64] * 3,
-        in_index=[0, 1, 2],
-        feature_strides=strides,
+        in_channels=[64] * 4,
+        in_index=[0, 1, 2, 3],
+        feature_strides=[8, *strides],
         channels=64,
         num_classes=len(classes),
         norm_cfg=norm,
@@ -42,7 +42,7 @@ model = dict(
     ),
 )
 
-scale = (416, 320)  # width, height
+scale = (312, 240)  # width, height
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
@@ -82,7 +82,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_iters=iters, val_interval=200)
+train_cfg = dict(max_iters=iters, val_interval=300)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
