@@ -1,7 +1,7 @@
 """Real items on real photographs: one picture, with what can be seen of each item.
 
-Items are laid one over another. An item's grey levels are its opacity, in a tint that is lighter than what is behind
-it; where its opacity is at least `SOLID`, it hides the items below, and that is its mask.
+Items are laid one over another. The root of an item's grey levels is its opacity, in a tint that is lighter than what
+is behind it; where its opacity is at least `SOLID`, it hides the items below, and that is its mask.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .images import Images
 
 SOLID = 0.25  # opacity from which a pixel belongs to an item
 SEEN = 0.4  # least share of an item that the items over it leave to be seen
-SIDES = (0.2, 0.5)  # least and greatest side of an item, in shorter sides of the picture
+SIDES = (0.3, 0.6)  # least and greatest side of an item, in shorter sides of the picture
 CROPS = (0.4, 1.0)  # least and greatest side of a crop, in sides of the largest one that fits
 DIM = 0.5  # what is left of a photograph's brightness, so that items can be lighter
 CONTRAST = 0.35  # by which an item's tint is at least lighter than what is behind it, of 1
@@ -89,8 +89,8 @@ def _item(images: Images, side: int, draw: np.random.Generator) -> tuple[np.ndar
     longer = side * np.exp(draw.uniform(*np.log(SIDES)))
     factor = longer / max(image.size)
     sides = tuple(max(1, round(length * factor)) for length in image.size)
-    scaled = np.asarray(image.convert("L").resize(sides, Image.Resampling.BICUBIC), np.float32)
-    return scaled / max(float(scaled.max()), 1.0), label
+    scaled = np.asarray(image.convert("L").resize(sides, Image.Resampling.BILINEAR), np.float32)
+    return np.sqrt(scaled / max(float(scaled.max()), 1.0)), label
 
 
 def _tint(behind: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
 data_root = "scenes1k/"
-iters = 900
+iters = 1200
 classes = (
     "background",
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -86,8 +86,8 @@ train_cfg = dict(max_iters=iters, val_interval=300)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(backbone=dict(lr_mult=0.5))),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
