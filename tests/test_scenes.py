@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def test_categories_are_the_classes(folder: Path) -> None:
         assert {a["category_id"] for a in found["annotations"]} <= set(range(1, 11))
 
 
+def test_classes_can_be_chosen(tmp_path: Path) -> None:
+    """They are numbered in the order that they are given in; a drawn item is one of theirs."""
+    count = make_scenes(tmp_path / "made", replace(SMALL, classes=("7", "1")))
+    found = record(tmp_path / "made", "train")
+    assert found["categories"] == [{"id": 1, "name": "7"}, {"id": 2, "name": "1"}]
+    assert {a["category_id"] for a in found["annotations"]} == {1, 2}
+    assert list(count["train"]) == ["7", "1"] and sum(count["train"].values()) == len(found["annotations"])
+    sevens = [a["bbox"][2] / a["bbox"][3] for a in found["annotations"] if a["category_id"] == 1]
+    ones = [a["bbox"][2] / a["bbox"][3] for a in found["annotations"] if a["category_id"] == 2]
+    assert np.mean(sevens) > np.mean(ones) + 0.1
+
+
 def test_items_can_be_seen(folder: Path) -> None:
     """An item is lighter than the dimmed photograph around it."""
     for split in SPLITS:
@@ -106,8 +119,8 @@ def test_coco_reads_them(folder: Path) -> None:
 
 def test_a_seed_gives_the_same_pictures_however_many_there_are(folder: Path, tmp_path: Path) -> None:
     again, other = tmp_path / "again", tmp_path / "other"
-    make_scenes(again, SceneSettings(train=3, val=4, size=(96, 128), source="digits"))
-    make_scenes(other, SceneSettings(train=3, val=4, size=(96, 128), source="digits", seed=1))
+    make_scenes(again, replace(SMALL, train=3))
+    make_scenes(other, replace(SMALL, train=3, seed=1))
     first, second, third = contents(folder), contents(again), contents(other)
     assert all(first[name] == second[name] for name in second if name != "annotations/instances_train.json")
     assert record(again, "train")["annotations"] == [
@@ -140,10 +153,7 @@ def test_splits_share_no_part_of_a_photograph(tmp_path: Path) -> None:
     array[:, :140, 0] = array[:, 140:, 2] = 255
     (tmp_path / "grounds").mkdir()
     Image.fromarray(array).save(tmp_path / "grounds" / "two.png")
-    make_scenes(
-        tmp_path / "made",
-        SceneSettings(train=4, val=4, size=(64, 64), source="digits", backgrounds=tmp_path / "grounds"),
-    )
+    make_scenes(tmp_path / "made", replace(SMALL, size=(64, 64), backgrounds=tmp_path / "grounds"))
     for split, channel in (("train", 0), ("val", 2)):
         for path in (tmp_path / "made" / split).glob("*.jpg"):
             picture = np.asarray(Image.open(path), np.int32)
@@ -165,6 +175,7 @@ def test_run_lengths_begin_outside() -> None:
     ("options", "error", "told"),
     [
         ({"source": "digts"}, UnknownNameError, "digits"),
+        ({"classes": ("1", "11")}, UnknownNameError, "'1'"),
         ({"size": (32, 128)}, ScenesError, "32x128"),
         ({"train": 0}, ScenesError, "picture to train on"),
         ({"most": 1}, ScenesError, "two items"),
@@ -173,9 +184,8 @@ def test_run_lengths_begin_outside() -> None:
     ],
 )
 def test_errors_name_the_remedy(options: dict[str, Any], error: type[Exception], told: str, tmp_path: Path) -> None:
-    settings = {**vars(SMALL), **options}
     with pytest.raises(error, match=told):
-        make_scenes(tmp_path / "made", SceneSettings(**settings))
+        make_scenes(tmp_path / "made", replace(SMALL, **options))
     assert not any(tmp_path.iterdir())
 
 
@@ -186,10 +196,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         make_scenes(tmp_path / "made", SceneSettings(root=tmp_path))
     (tmp_path / "picture.png").write_bytes(b"no picture")
     with pytest.raises(ScenesError, match=r"picture\.png"):
-        make_scenes(tmp_path / "made", SceneSettings(source="digits", backgrounds=tmp_path))
+        make_scenes(tmp_path / "made", replace(SMALL, backgrounds=tmp_path))
     Image.new("RGB", (40, 400)).save(tmp_path / "picture.png")
     with pytest.raises(ScenesError, match="64x64"):
-        make_scenes(tmp_path / "made", SceneSettings(source="digits", backgrounds=tmp_path))
+        make_scenes(tmp_path / "made", replace(SMALL, backgrounds=tmp_path))
 
 
 def test_a_folder_that_is_there_is_left_alone(folder: Path) -> None:

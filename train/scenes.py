@@ -26,7 +26,7 @@ from ..blocks.geometry import Size
 from ..zoo.errors import MixzooError, UnknownNameError
 from ..zoo.extras import require
 from ..zoo.files import atomic_folder
-from .images import UNREADABLE, Images
+from .images import UNREADABLE, ArrayImages, Images
 from .placing import Scene, compose
 from .schema import DataRecipe
 from .sources import open_split
@@ -55,6 +55,7 @@ class SceneSettings:
         source: of `SOURCES`.
         root: folder of Fashion-MNIST's idx files.
         backgrounds: folder of photographs; scikit-learn's by default.
+        classes: names of those whose items are taken, numbered in this order; all by default.
         most: greatest number of items in a picture; the least is 2.
     """
 
@@ -65,6 +66,7 @@ class SceneSettings:
     source: str = "fashion_mnist"
     root: Path | None = None
     backgrounds: Path | None = None
+    classes: tuple[str, ...] = ()
     most: int = 6
 
 
@@ -76,15 +78,15 @@ def make_scenes(out: str | Path, settings: SceneSettings) -> dict[str, dict[str,
 
     Raises:
         ScenesError: the folder exists, sizes or numbers that cannot be, or backgrounds that cannot be read.
-        UnknownNameError: an unknown source.
+        UnknownNameError: an unknown source or class.
         DataError: items that cannot be had.
         MissingExtraError: scikit-learn is needed, and not installed.
     """
     out = Path(out)
     _check(out, settings)
     photographs = _photographs(settings)
-    opened = {split: open_split(_recipe(settings), theirs) for split, theirs in SPLITS.items()}
-    classes = tuple(opened["train"][1] or ())
+    opened = {split: _items(settings, split) for split in SPLITS}
+    classes = opened["train"][1]
     with atomic_folder(out) as folder:
         return {
             split: _write_split(folder, split, images, [_part(p, split) for p in photographs], classes, settings)
@@ -102,6 +104,19 @@ def _check(out: Path, settings: SceneSettings) -> None:
         raise ScenesError(f"Pictures of {size} are too small for items: give both sides at least {LEAST} pixels.")
     if min(settings.train, settings.val) < 1 or settings.most < 2:
         raise ScenesError("Scenes need a picture to train on, one to test on, and places for two items in each.")
+
+
+def _items(settings: SceneSettings, split: str) -> tuple[Images, tuple[str, ...]]:
+    """Items of the classes that are taken, and the names of these."""
+    images, known = open_split(_recipe(settings), SPLITS[split])
+    classes = settings.classes or tuple(known or ())
+    for name in classes:
+        if name not in (known or ()):
+            raise UnknownNameError("class", name, known or (), f"There are {', '.join(known or ())}.")
+    assert isinstance(images, ArrayImages) and images.labels is not None
+    numbers = {list(known or ()).index(name): number for number, name in enumerate(classes)}
+    taken = [place for place, label in enumerate(images.labels) if label in numbers]
+    return ArrayImages(images.arrays[taken], [numbers[images.labels[place]] for place in taken]), classes
 
 
 def _recipe(settings: SceneSettings) -> DataRecipe:

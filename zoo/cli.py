@@ -352,6 +352,7 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0, help="What is drawn follows from it.")] = 0,
     source: Annotated[str, typer.Option(help="The items: fashion_mnist or digits.")] = "fashion_mnist",
     root: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST's idx files.")] = None,
+    classes: Annotated[str, typer.Option(help="Only items of these classes, separated by commas.")] = "",
     backgrounds: Annotated[
         Path | None, typer.Option(help="Folder of photographs; scikit-learn's two by default.")
     ] = None,
@@ -360,7 +361,8 @@ def scenes(
     from ..export.shapes import one_size
     from ..train.scenes import SceneSettings, make_scenes
 
-    settings = SceneSettings(train, val, one_size(size) or SceneSettings.size, seed, source, root, backgrounds)
+    shape = one_size(size) or SceneSettings.size
+    settings = SceneSettings(train, val, shape, seed, source, root, backgrounds, split(classes))
     counts = make_scenes(out, settings)
     items = " and ".join(str(sum(count.values())) for count in counts.values())
     typer.echo(

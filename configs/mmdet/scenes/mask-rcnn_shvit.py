@@ -8,11 +8,9 @@ _base_ = [
     "mmdet::_base_/default_runtime.py",
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
-data_root = "scenes1k/"
-epochs = 6
-classes = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+data_root = "scenes/"
+epochs = 5
+classes = ("Trouser", "Pullover", "Dress", "Sandal", "Bag", "Ankle boot")
 strides = [16, 32, 64]
 
 model = dict(

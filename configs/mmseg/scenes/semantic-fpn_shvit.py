@@ -5,12 +5,9 @@ _base_ = [
     for name in ("models/fpn_r50", "default_runtime", "schedules/schedule_40k")
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
-data_root = "scenes1k/"
-iters = 1200
-classes = (
-    "background",
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+data_root = "scenes/"
+iters = 1000
+classes = ("background", "Trouser", "Pullover", "Dress", "Sandal", "Bag", "Ankle boot")
 palette = [[23 * i, (97 * i) % 256, (151 * i) % 256] for i in range(len(classes))]
 strides = [16, 32, 64]
 norm = dict(type="BN", requires_grad=True)
@@ -38,7 +35,7 @@ model = dict(
         channels=64,
         num_classes=len(classes),
         norm_cfg=norm,
-        loss_decode=dict(class_weight=[0.3] + [1.0] * 10),
+        loss_decode=dict(class_weight=[0.3] + [1.0] * 6),
     ),
 )
 
@@ -82,7 +79,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_iters=iters, val_interval=300)
+train_cfg = dict(max_iters=iters, val_interval=250)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
@@ -94,5 +91,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", T_max=iters, eta_min=1e-5, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(interval=200, max_keep_ckpts=2))
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))
 randomness = dict(seed=0)
