@@ -18,7 +18,7 @@ BATCH, STEPS, SAVED = 8, 100, 50  # SAVED: where a checkpoint is, before a run i
 PICTURES = BATCH * 10
 SCORES = {"mask_rcnn": "coco/bbox_mAP_50", "semantic_fpn": "mIoU"}
 BETTER = 0.03  # AP50 and mIoU, of 1, that the short run is ahead of the untrained model
-DIGITS = tuple("0123456789")
+DIGITS = tuple("014678")  # as many as the settings have classes
 
 
 class BrokenOff(Exception):
@@ -41,7 +41,7 @@ class Watch(Hook):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digits") / "scenes"
-    make_scenes(out, SceneSettings(PICTURES, 24, SIZE, source="digits", most=3))
+    make_scenes(out, SceneSettings(PICTURES, 24, SIZE, source="digits", classes=DIGITS, most=3))
     return out
 
 

@@ -6,7 +6,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
 data_root = "scenes/"
-iters = 1000
+iters = 1600
 classes = ("background", "Trouser", "Pullover", "Dress", "Sandal", "Bag", "Ankle boot")
 palette = [[23 * i, (97 * i) % 256, (151 * i) % 256] for i in range(len(classes))]
 strides = [16, 32, 64]
@@ -79,7 +79,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_iters=iters, val_interval=250)
+train_cfg = dict(max_iters=iters, val_interval=400)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
@@ -91,5 +91,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", T_max=iters, eta_min=1e-5, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))
+default_hooks = dict(checkpoint=dict(interval=400, max_keep_ckpts=2))
 randomness = dict(seed=0)
