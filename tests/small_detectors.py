@@ -16,8 +16,8 @@ from torch import nn
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SCENES = {
-    "mask_rcnn": CONFIGS / "mmdet/scenes/mask-rcnn_shvit.py",
-    "semantic_fpn": CONFIGS / "mmseg/scenes/semantic-fpn_shvit.py",
+    "mask_rcnn": CONFIGS / "mmdet/scenes/mask-rcnn_shvit-small_scenes.py",
+    "semantic_fpn": CONFIGS / "mmseg/scenes/fpn_shvit-small_scenes.py",
 }
 STRIDES = (4, 8, 16, 32)
 
@@ -72,7 +72,7 @@ def _objects(height: int, width: int) -> DetDataSample:
 
 def _classes(height: int, width: int) -> SegDataSample:
     sample = SegDataSample(metainfo=_shape(height, width))
-    sample.gt_sem_seg = PixelData(data=torch.arange(height * width).view(1, height, width) // 997 % 11)
+    sample.gt_sem_seg = PixelData(data=torch.arange(height * width).view(1, height, width) // 997 % 7)
     return sample
 
 

@@ -18,7 +18,7 @@ BATCH, STEPS, SAVED = 8, 100, 50  # SAVED: where a checkpoint is, before a run i
 PICTURES = BATCH * 10
 SCORES = {"mask_rcnn": "coco/bbox_mAP_50", "semantic_fpn": "mIoU"}
 BETTER = 0.03  # AP50 and mIoU, of 1, that the short run is ahead of the untrained model
-DIGITS = tuple("014678")  # as many as the settings have classes
+DIGITS = tuple("014678")  # as many classes as the settings have
 
 
 class BrokenOff(Exception):

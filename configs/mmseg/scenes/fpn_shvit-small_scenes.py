@@ -35,7 +35,6 @@ model = dict(
         channels=64,
         num_classes=len(classes),
         norm_cfg=norm,
-        loss_decode=dict(class_weight=[0.3] + [1.0] * 6),
     ),
 )
 

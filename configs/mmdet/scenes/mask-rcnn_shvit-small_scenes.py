@@ -9,7 +9,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=["mixzoo.zoo.openmmlab"])
 data_root = "scenes/"
-epochs = 5
+epochs = 3
 classes = ("Trouser", "Pullover", "Dress", "Sandal", "Bag", "Ankle boot")
 strides = [16, 32, 64]
 
@@ -86,7 +86,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
