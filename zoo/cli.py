@@ -344,6 +344,34 @@ def compare(
 
 
 @app.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and annotations.")] = Path("scenes"),
+    train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 400,
+    val: Annotated[int, typer.Option(min=1, help="Pictures to test on.")] = 100,
+    size: Annotated[str, typer.Option(help="Of a picture, height x width.")] = "160x208",
+    seed: Annotated[int, typer.Option(min=0, help="What is drawn follows from it.")] = 0,
+    source: Annotated[str, typer.Option(help="The items: fashion_mnist or digits.")] = "fashion_mnist",
+    root: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST's idx files.")] = None,
+    classes: Annotated[str, typer.Option(help="Only items of these classes, separated by commas.")] = "",
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="Folder of photographs; scikit-learn's two by default.")
+    ] = None,
+) -> None:
+    """Make a data set for detectors and segmenters: real items on real photographs, in COCO's and mmseg's layout."""
+    from ..export.shapes import one_size
+    from ..train.scenes import SceneSettings, make_scenes
+
+    shape = one_size(size) or SceneSettings.size
+    settings = SceneSettings(train, val, shape, seed, source, root, backgrounds, split(classes))
+    counts = make_scenes(out, settings)
+    items = " and ".join(str(sum(count.values())) for count in counts.values())
+    typer.echo(
+        f"{train} pictures to train on and {val} to test on, with {items} items of {len(counts['train'])} classes, "
+        f"are in {out}"
+    )
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Try every package and runtime here, and name the command that would install the rest."""
     from ..bench import doctor as clinic
