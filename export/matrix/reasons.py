@@ -39,7 +39,7 @@ KNOWN = (
     ),
     Known(
         r"index_select|Tensor\.index",
-        "ncnn has no layer that gathers by indices: routed regions are gathered so.",
+        "ncnn has no layer that gathers by indices.",
         "https://github.com/Tencent/ncnn/issues/5092",
         "ncnn",
     ),
