@@ -2,7 +2,7 @@
 #
 # Data     mixzoo scenes --train 2000 --val 200 --root FOLDER --classes "Trouser,Pullover,Dress,Sandal,Bag,Ankle boot"
 # Result   box AP50 76.6, box AP 46.0 on pictures whose items and parts of photographs were not trained on; with the
-#          backbone frozen at random weights (model.backbone.frozen_stages=3 model.backbone.checkpoint=None) 32.9 and 15.4
+#          backbone frozen at random weights (model.backbone.frozen_stages=3 model.backbone.checkpoint=None) 32.9, 15.4
 # Cost     7 minutes of one thread of a busy AMD EPYC
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
