@@ -353,7 +353,7 @@ def test_version_and_module_form() -> None:
 def test_every_command_explains_itself() -> None:
     names = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
     exports, training = {"export", "check", "matrix", "benchmark"}, {"train", "eval", "extract", "compare"}
-    assert set(names) == {"list", "info", "predict", "bench", "plot", "doctor"} | exports | training
+    assert set(names) == {"list", "info", "predict", "bench", "plot", "scenes", "doctor"} | exports | training
     for name in names:
         assert "Usage" in mixzoo_command(name, "--help").stdout
 

@@ -1,7 +1,9 @@
-# Mask R-CNN with a small SHViT on scenes of Fashion-MNIST items on photographs.
+# Mask R-CNN with a small SHViT on scenes: Fashion-MNIST's items on photographs.
 #
-# Command  mixzoo scenes --out scenes --root FOLDER
-#          python .../mmdet/.mim/tools/train.py .../mixzoo/configs/mmdet/scenes/mask-rcnn_shvit.py --work-dir runs/boxes
+# Data     mixzoo scenes --train 2000 --val 200 --root FOLDER --classes "Trouser,Pullover,Dress,Sandal,Bag,Ankle boot"
+# Result   box AP50 76.6, box AP 46.0 on pictures whose items and parts of photographs were not trained on; with the
+#          backbone frozen at random weights (model.backbone.frozen_stages=3 model.backbone.checkpoint=None) 32.9, 15.4
+# Cost     7 minutes of one thread of a busy AMD EPYC
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_instance.py",

@@ -1,4 +1,10 @@
-# Semantic FPN with a small SHViT on scenes of Fashion-MNIST items on photographs.
+# Semantic FPN with a small SHViT on scenes: Fashion-MNIST's items on photographs.
+#
+# Data     that of mask-rcnn_shvit-small_scenes
+# Result   mIoU 62.1 on pictures whose items and parts of photographs were not trained on; with the backbone frozen at
+#          random weights (model.backbone.frozen_stages=3 model.backbone.checkpoint=None) 39.5
+# Cost     10 minutes of one thread of a busy AMD EPYC
+
 # as "mmseg::_base_/..." would be, if MMEngine knew what the maintained fork is called
 _base_ = [
     f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{name}.py"
