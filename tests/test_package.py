@@ -107,7 +107,9 @@ def test_constraints_are_exact_and_cover_the_requirements() -> None:
         *(extras[e] for e in ("onnx", "train", "segmentation", "openmmlab", "dev")),
     ]
     names = {line.split(">")[0].lower().replace("_", "-") for text in wanted for line in text.split()}
-    assert not names - pinned
+    assert (
+        not {name for name in names if not name.startswith("mixzoo[")} - pinned
+    )  # another extra is in the list itself
 
 
 # what an import does

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from ..configs import dense_configs
+from ..configs import dense_configs, scene_configs
 from .errors import UnknownNameError
 
 _MODEL = re.compile(r"\bmodel=\"(\w+)\"")  # of a backbone; every config names its own
@@ -18,7 +18,7 @@ def find_config(name: str) -> Path:
     Raises:
         UnknownNameError: no config has this name; the message has near ones.
     """
-    files = dense_configs()
+    files = dense_configs() | scene_configs()
     stem = name.removesuffix(".py")
     if stem not in files:
         raise UnknownNameError("config", name, files, "`mixzoo info MODEL` lists those of a model.")
