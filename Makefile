@@ -77,7 +77,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	@mkdir -p $(VENV)/mixzoo-src && rm -f $(VENV)/mixzoo-src/mixzoo && ln -s ../.. $(VENV)/mixzoo-src/mixzoo
 	@touch $(STAMP)
 
-# mmcv compiles its operators, without the isolation that would hide torch from it; debugging symbols double the time
+# mmcv compiles its operators, without the isolation that would hide torch from it; debugging symbols and -O3 take much longer
 $(OPENMMLAB): $(STAMP)
 	@echo "==> installing mmdetection and mmsegmentation into $(VENV); mmcv compiles for 6 minutes on two cores"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools wheel ninja psutil

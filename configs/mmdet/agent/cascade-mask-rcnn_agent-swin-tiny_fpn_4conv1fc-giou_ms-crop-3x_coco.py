@@ -1,15 +1,12 @@
 # box AP 51.4, mask AP 44.5, 86 M parameters (arXiv:2312.08874). Weights: no licence stated.
 # Settings: github.com/LeapLabTHU/Agent-Attention: larger grids of agents, whose biases are not decayed, and a layer
 # norm for every map. The authors do not say how many GPUs had 2 images each.
-_base_ = ["../_base_/models/cascade-mask-rcnn.py", "../_base_/schedules/3x_swin.py"]
-model = dict(
-    backbone=dict(
-        model="agent_swin_tiny",
-        mixer_options=[dict(pooled=(9, 9)), dict(pooled=(12, 12)), dict(pooled=(14, 14)), None],
-        map_norm="layernorm_1e-5",
-        drop_path_rate=0.1,
-    )
-)
+_base_ = [
+    "../_base_/models/cascade-mask-rcnn.py",
+    "../_base_/schedules/3x_swin.py",
+    "../_base_/backbones/agent-swin-tiny.py",
+]
+model = dict(backbone=dict(model="agent_swin_tiny", drop_path_rate=0.1, **_base_.agent_swin_tiny))
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={".bias_in.": dict(decay_mult=0.0), ".bias_out.": dict(decay_mult=0.0)})
 )
