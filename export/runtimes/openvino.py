@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...zoo.errors import MixzooError
 from ...zoo.extras import require
@@ -98,14 +97,9 @@ class OpenVinoTarget(Target):
 def _converted(openvino: Any, capture: Capture) -> Any:
     """The graph as a model; made once for all files of a capture."""
     if _MADE not in capture.made:
-        program = capture.program
-        try:
-            with quiet(), torch.no_grad():
-                model = openvino.convert_model(program, input=[_shape(openvino, capture)])
-                _name_tensors(model)
-        except Exception as error:  # the converter raises many kinds
-            raise ExportError(f"OpenVINO cannot convert the model: {first_cause(error)}") from error
-        capture.made[_MADE] = model
+        from .openvino_graph import converted
+
+        capture.made[_MADE] = converted(openvino, capture)
     return capture.made[_MADE]
 
 
@@ -132,21 +126,6 @@ def _marks(path: Path) -> dict[str, Any]:
 
 
 _NOT_COUNTED = ("Parameter", "Constant", "Result")
-
-
-def _shape(openvino: Any, capture: Capture) -> Any:
-    """The example's shape, with -1 on open axes."""
-    sides = list(capture.example.shape)
-    for axis in capture.axes:
-        sides[AXIS_INDEX[axis]] = -1
-    return openvino.PartialShape(sides)
-
-
-def _name_tensors(model: Any) -> None:
-    for port in model.inputs:
-        port.get_tensor().set_names({"image"})
-    for index, port in enumerate(model.outputs):
-        port.get_tensor().set_names({"output" if len(model.outputs) == 1 else f"output_{index}"})
 
 
 def _info(port: Any, name: str) -> TensorInfo:

@@ -1,0 +1,64 @@
+"""What OpenVINO's converter does not know or gets wrong, and what is said where nothing helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mixzoo.export import get_target
+from mixzoo.export.capture import Capture
+from mixzoo.export.errors import ExportError
+from mixzoo.export.shapes import AXES
+from mixzoo.zoo.fill import fill_
+from support import TOLERANCE, image, rel_err
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TARGET = get_target("openvino")
+pytestmark = pytest.mark.skipif(bool(TARGET.unavailable()), reason=str(TARGET.unavailable()))
+
+
+class Resized(nn.Module):
+    """A map, and a table of its size, made as large as the other."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode, self.table = mode, fill_(nn.ParameterDict({"table": nn.Parameter(torch.ones(1, 3, 9, 7))}))["table"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.avg_pool2d(x, 4)
+        return F.interpolate(self.table, size=y.shape[-2:], mode=self.mode, align_corners=False) * y
+
+
+class Sides(nn.Module):
+    """Lesser, greater and quotient of sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        least, most = torch.sym_min(height, width), torch.sym_max(width - 10, 3)
+        return F.pad(x, (0, most, least, 0)) * (torch.sym_float(height) / width)
+
+
+@pytest.mark.parametrize("module", [Resized("bilinear"), Resized("bicubic"), Sides()], ids=["linear", "cubic", "sides"])
+def test_open_sides_are_computed_with_as_torch_does(module: nn.Module, tmp_path: Path) -> None:
+    """Also where a side of a map is 1, of which the converter takes the first value and torch the middle."""
+    module = module.eval().requires_grad_(False)
+    TARGET.export(Capture(module, image((2, 3, 36, 28)).float(), AXES), tmp_path / "sides.xml", {})
+    run = TARGET.load(tmp_path / "sides.xml", threads=1)
+    for shape in ((2, 3, 36, 28), (1, 3, 4, 30), (3, 3, 20, 5), (1, 3, 4, 4)):
+        x = image(shape, seed=shape[2]).float()
+        (got,) = run.outputs(x.numpy())
+        assert rel_err(torch.from_numpy(got), module(x)) < 10 * TOLERANCE[torch.float32]
+
+
+class Unknown(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.i0e(x)
+
+
+def test_the_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
+    capture = Capture(Unknown().eval(), image((1, 3, 8, 8)).float(), ())
+    with pytest.raises(ExportError, match=r"OpenVINO cannot convert the model: No conversion rule found.*special_i0e"):
+        TARGET.export(capture, tmp_path / "unknown.xml", {})
+    assert not list(tmp_path.iterdir())
