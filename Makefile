@@ -34,10 +34,9 @@ test: lint
 	@$(MAKE) test-main
 	@$(MAKE) test-openmmlab
 
-# a process that tests has died without a word twice: what failed is run once more, alone, and has to pass there
 test-main: install
 	@echo "==> testing"
-	$(PYTEST) --ignore=tests/openmmlab || { [ $$? = 1 ] && OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/openmmlab --last-failed --last-failed-no-failures=none; }
+	$(PYTEST) --ignore=tests/openmmlab
 
 test-openmmlab: $(OPENMMLAB)
 	@echo "==> testing with mmdetection and mmsegmentation"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,26 @@ def test_the_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"OpenVINO cannot convert the model: No conversion rule found.*special_i0e"):
         TARGET.export(capture, tmp_path / "unknown.xml", {})
     assert not list(tmp_path.iterdir())
+
+
+SIGNALLED = """
+import faulthandler, pathlib, signal, sys
+from mixzoo.export import get_target
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+load, path = get_target("openvino").load, pathlib.Path(sys.argv[1])
+first, second = load(path), load(path)
+del first
+signal.raise_signal(signal.SIGUSR1)
+del second
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes the stack of signal handlers on Linux")
+def test_signals_are_handled_when_files_are_closed(tmp_path: Path) -> None:
+    """In the order in which they were opened: OpenVINO then leaves the process without a stack to handle them on."""
+    TARGET.export(Capture(nn.Conv2d(3, 4, 1), image((1, 3, 8, 8)).float(), ()), tmp_path / "conv.xml", {})
+    words = [sys.executable, "-c", SIGNALLED, str(tmp_path / "conv.xml")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["handled"] * 2), done.stderr[-1000:]

@@ -24,6 +24,7 @@ from ..options import check_options
 from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..shapes import AXES, Axes
+from .signal_stack import kept_signal_stack
 
 _TYPES = {"f32": "float32", "f16": "float16", "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64"}
 
@@ -41,7 +42,8 @@ class OpenVinoRunner(Runner):
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
-        self.model = openvino.Core().compile_model(str(path), "CPU", config)
+        with kept_signal_stack():
+            self.model = openvino.Core().compile_model(str(path), "CPU", config)
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """float32 images (B, C, H, W) -> every output."""

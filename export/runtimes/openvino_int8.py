@@ -23,6 +23,7 @@ from ...zoo.extras import require
 from ..capture import quiet
 from ..errors import ExportError
 from ..precision import Precision
+from .signal_stack import kept_signal_stack
 
 _BETWEEN = ("Add", "Subtract", "Multiply", "Divide", "GroupNormalization", "MVN", "ReduceMean")
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
@@ -58,7 +59,7 @@ def quantise(model: Any, program: ExportedProgram, precision: Precision, images:
         activations_quantization_params=advanced_parameters.QuantizationParameters(per_channel=False),
         activations_range_estimator_params=estimators.MINMAX if len(sizes) > 1 else estimators.MEAN_MINMAX,
     )
-    with quiet(), _hushed(nncf):
+    with quiet(), _hushed(nncf), kept_signal_stack():
         return nncf.quantize(
             *(model, data),
             subset_size=len(images),
