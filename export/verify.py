@@ -21,7 +21,7 @@ good enough is for `mixzoo.export.judge` to say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -151,9 +151,9 @@ class Reference:
 
 
 def verify(
-    reference: Reference, runner: Runner, cases: Iterable[Case], precision: str = "fp32", takes_one: bool = True
+    reference: Reference, runner: Runner, cases: Sequence[Case], precision: str = "fp32", takes_one: bool = True
 ) -> list[Check]:
-    """Run a written file at every case.
+    """Run a written file at every case, and before them with one image if it takes that: its plans have to grow then.
 
     Args:
         reference: what it is compared with.
@@ -166,6 +166,8 @@ def verify(
         VerificationError: it does not run at a case, or differs.
         UnprovableError: the model's outputs are such that no file of it could be told from a wrong one.
     """
+    if takes_one and cases[0].batch > 1:
+        _run(reference, runner, cases[0]._replace(batch=1), [0])
     return [_check(reference, runner, case, BOUNDS[precision], takes_one) for case in cases]
 
 

@@ -6,7 +6,7 @@ Memory is planned before it runs, so that an open axis has a greatest side, whic
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
-from ..constants import fold_constants
 from ..errors import ExportError
 from ..half import in_half
 from ..options import check_options
 from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
+from .executorch_constants import exported, folded
 
 
 class ExecuTorchRunner(Runner):
@@ -100,30 +100,8 @@ def _graph(capture: Capture) -> torch.export.ExportedProgram:
         from .executorch_quantise import quantised
 
         return quantised(capture)
-    return in_half(capture).bounded if capture.precision.name == "fp16" else _with_own_weights(capture)
-
-
-def _with_own_weights(capture: Capture) -> torch.export.ExportedProgram:
-    """The captured graph, in which every layer has a weight of its own.
-
-    A weight that is made of another layer's, as that of a linear layer beside a convolution, makes one XNNPACK part of
-    both: where one layer follows the other, the part would wait for its own results, and where it does not, the runtime
-    dies reading it. Such weights are computed beforehand.
-    """
-    inputs = capture.bounded.graph_signature.user_inputs
-    weights = [node.args[1] for node in capture.bounded.graph.nodes if node.target in _LAYERS]
-    if not any(weight.op == "call_function" and _is_constant(weight, inputs) for weight in weights):
-        return capture.bounded
-    folded = fold_constants(capture.arithmetic())
-    return torch.export.export(folded, (capture.example,), dynamic_shapes=capture.bounds())
-
-
-_LAYERS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
-
-
-def _is_constant(node: torch.fx.Node, inputs: Collection[Any]) -> bool:
-    """Whether ``node`` is made of nothing that is among the ``inputs`` of its graph."""
-    return node.name not in inputs and all(_is_constant(part, inputs) for part in node.all_input_nodes)
+    half = capture.precision.name == "fp16"
+    return exported(folded(in_half(capture) if half else capture), capture)
 
 
 def _one_copy(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

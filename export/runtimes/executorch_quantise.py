@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from ..capture import Capture, quiet
 from ..keeping import in_float, modules
 from ..precision import Precision
+from .executorch_constants import exported, folded
 
 _PRODUCTS = (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)  # of activations: gates, scales of norms
 
@@ -26,7 +27,7 @@ def quantised(capture: Capture) -> torch.export.ExportedProgram:
     Raises:
         Exception: any, where the quantiser cannot.
     """
-    graph, precision = capture.arithmetic(), capture.precision
+    graph, precision = folded(capture), capture.precision
     kept = {node.name for node in in_float(graph.graph, precision)}
     quantiser = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     quantiser.set_filter_function(lambda node: node.name not in kept and not _in_float(node, precision))
@@ -35,7 +36,7 @@ def quantised(capture: Capture) -> torch.export.ExportedProgram:
         for images in capture.calibration():
             observed(images)
     with quiet():
-        return torch.export.export(convert_pt2e(observed), (capture.example,), dynamic_shapes=capture.bounds())
+        return exported(convert_pt2e(observed), capture)
 
 
 def _in_float(node: Node, precision: Precision) -> bool:

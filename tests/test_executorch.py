@@ -1,0 +1,53 @@
+"""What ExecuTorch gets wrong unless its graphs are written otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mixzoo.blocks.deploy import fold
+from mixzoo.blocks.mixers import MIXERS
+from mixzoo.export import get_target
+from mixzoo.export.capture import Capture
+from mixzoo.zoo.fill import fill_
+from support import TOLERANCE, image, rel_err
+from torch import Tensor, nn
+
+TARGET = get_target("executorch")
+pytestmark = pytest.mark.skipif(bool(TARGET.unavailable()), reason=str(TARGET.unavailable()))
+GRID = (14, 14)
+
+
+class Turned(nn.Module):
+    """Adds a table that lies in memory in another order than that of its axes, and is in no checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(3, 8, 6).permute(0, 2, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+def errors(module: nn.Module, shape: tuple[int, int, int, int], batches: tuple[int, ...], folder: Path) -> list[float]:
+    """Of the file with an open batch, at one batch after the other."""
+    module = fold(module.eval()).requires_grad_(False)
+    example = image(shape).float()
+    TARGET.export(Capture(module, example, ("batch",), {"batch": max(batches)}), folder / "file.pte", {})
+    run = TARGET.load(folder / "file.pte", threads=1)
+    images = [image((batch, *shape[1:]), seed=batch).float() for batch in batches]
+    return [rel_err(torch.from_numpy(run.outputs(x.numpy())[0]), module(x)) for x in images]
+
+
+@pytest.mark.slow
+def test_a_batch_can_grow_from_one_image(tmp_path: Path) -> None:
+    """Masks and biases are added up in an XNNPACK part of their own, whose result was gone after the first image."""
+    mixer = fill_(MIXERS["cosine_window"](48, GRID))
+    assert max(errors(mixer, (2, 48, *GRID), (1, 3, 1, 2), tmp_path)) < 10 * TOLERANCE[torch.float32]
+
+
+def test_layers_of_any_name_and_buffers_of_any_layout(tmp_path: Path) -> None:
+    """XNNPACK's converter loses weights whose names begin with a digit, and buffers that it would have to copy."""
+    layers = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.GELU(), fill_(nn.BatchNorm2d(3)), Turned())
+    assert max(errors(layers, (2, 3, 6, 8), (1, 3), tmp_path)) < 10 * TOLERANCE[torch.float32]
