@@ -64,6 +64,20 @@ def num_heads_for(dim: int, head_dim: float) -> int:
     return min(divisors, key=lambda n: (abs(n - dim / head_dim), n))
 
 
+def refuse_open(size: Size, why: str) -> None:
+    """End an export that leaves sides of a map open, of which what follows would make a graph that is wrong or none.
+
+    Args:
+        size: (h, w) of the map.
+        why: half a sentence.
+
+    Raises:
+        ValueError: a side is a symbol of torch.export's; torch.compile's are guarded, and do no harm.
+    """
+    if torch.compiler.is_exporting() and not known(*size):
+        raise ValueError(f"{why}: heights and widths have to be fixed")
+
+
 @register_notrace_function
 def pad_to_least(x: Tensor, least: Size) -> Tensor:
     """Zero-pad (B, C, H, W) at the bottom and right where it is smaller than ``least``.

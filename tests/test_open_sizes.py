@@ -7,6 +7,7 @@ import torch
 from mixzoo.blocks.deploy import fold
 from mixzoo.blocks.mixers import MIXERS
 from mixzoo.export.capture import Capture
+from mixzoo.export.errors import ExportError
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
 
@@ -18,6 +19,15 @@ CLOSED = {
     "cascaded_group": "a window that is cut short looks at no padding, a whole one does",
     "cosine_window": "the bias of a window that is cut short is measured in other units",
 }
+
+
+@pytest.mark.parametrize(("mixer", "why"), [("cascaded_group", "padding in whole windows"), ("cosine_window", "units")])
+def test_mixers_that_cannot_leave_sizes_open_say_why(mixer: str, why: str) -> None:
+    module = MIXERS[mixer](48, GRID).eval()
+    for axes in (("height", "width"), ("batch", "height", "width")):
+        with pytest.raises(ExportError, match=f"{why}.*: heights and widths have to be fixed"):
+            _ = Capture(module, image((2, 48, 20, 22)).float(), axes).program
+    assert Capture(module, image((2, 48, 20, 22)).float(), ("batch",)).program
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...kernels import attention
 from ..conv import conv_norm, depthwise_norm
-from ..geometry import Size, from_windows, num_heads_for, pad_to_windows, to_windows
+from ..geometry import Size, from_windows, num_heads_for, pad_to_windows, refuse_open, to_windows
 from ..tables import RelativeBias
 
 
@@ -64,6 +64,9 @@ class CascadedGroupAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
+        refuse_open(
+            (height, width), "cascaded groups look at padding in whole windows, and at none in one that is cut short"
+        )
         window = (min(self.window, height), min(self.window, width))
         if window == (height, width):
             return self._attend(x)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...kernels.dispatch import known
 from ...kernels.window_attention import window_attention
 from ...kernels.windows import num_windows
-from ..geometry import Size, num_heads_for
+from ..geometry import Size, num_heads_for, refuse_open
 from ..tables import ContinuousBias, SignedRelativeBias
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -144,6 +144,7 @@ class CosineWindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
+        refuse_open(size, "the bias of a cosine window that is cut short is measured in other units")
         window = clamped(self.window, size)
         q, k, v = self.qkv(x).chunk(3, dim=1)
         scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp().expand(-1, x.shape[1] // self.num_heads, 1)
