@@ -59,3 +59,10 @@ def test_group_norm_over_a_large_map_is_as_exact_as_torch(tmp_path: Path) -> Non
     """Sums of one number after the other were 3e-5 off."""
     layers = nn.Sequential(fill_(nn.Conv2d(3, 64, 1)), fill_(nn.GroupNorm(1, 64)))
     assert max(errors(layers, (1, 3, 64, 64), (1,), tmp_path)) < 2e-6
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_each_gelu_is_its_own(approximate: str, tmp_path: Path) -> None:
+    """XNNPACK's is always the exact one, which differs from that by tanh by more than the whole error of a model."""
+    layers = nn.Sequential(fill_(nn.Conv2d(3, 16, 1)), nn.GELU(approximate))
+    assert max(errors(layers, (1, 3, 16, 16), (1,), tmp_path)) < 2e-6

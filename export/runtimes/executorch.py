@@ -5,6 +5,7 @@ Memory is planned before it runs, so that an open axis has a greatest side, whic
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,13 +129,25 @@ def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None
 
 
 def _decompositions() -> dict[Any, Any]:
-    """Core ATen, but matrices whole, as XNNPACK takes them, and group norm in parts, of which it takes the most.
+    """Core ATen, but matrices whole, as XNNPACK takes them, and in parts what it does not take or takes for another.
 
     ExecuTorch's own kernel of group norm does not take maps in channels-last order.
     """
-    core = {**torch.export.default_decompositions(), torch.ops.aten.native_group_norm.default: _group_norm}
-    del core[torch.ops.aten.linear.default]
+    aten = torch.ops.aten
+    core = {
+        **torch.export.default_decompositions(),
+        aten.native_group_norm.default: _group_norm,
+        aten.gelu.default: _gelu,
+    }
+    del core[aten.linear.default]
     return core
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """``aten.gelu``: XNNPACK computes that by the error function also where the one by tanh is asked for, 1e-4 off."""
+    if approximate == "none":
+        return NotImplemented
+    return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).tanh())
 
 
 def _group_norm(
