@@ -321,6 +321,21 @@ def test_operators_that_add_a_product(tmp_path: Path) -> None:
     assert report.error < 1e-5 and report.manifest["artifacts"][0]["operators"]["matmul"] == 2
 
 
+class Inverted(nn.Module):
+    """Inverts small numbers, and takes a map apart into one."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        (whole,) = image.chunk(1, dim=1)
+        return (whole.square() * 1e-3 + 1e-4).reciprocal()
+
+
+@needs_coremltools
+def test_small_numbers_are_inverted_as_they_are(tmp_path: Path) -> None:
+    """Core ML's own operator adds 1e-4 to them."""
+    (report,) = mixzoo.export(Inverted().eval(), to="coreml", out=tmp_path, name="inverted", sizes="8")
+    assert report.error < 1e-6 and "inverse" not in report.manifest["artifacts"][0]["operators"]
+
+
 class Bessel(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return torch.special.bessel_j0(image).mean((2, 3))

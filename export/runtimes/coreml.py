@@ -157,7 +157,7 @@ def _computed_in(program: MilProgram) -> Counter[str]:
 
 
 def _convertible(graph: GraphModule) -> GraphModule:
-    """The graph with constants folded, and without the operators that coremltools 9.0 cannot convert."""
+    """The graph with constants folded, and without the operators that coremltools 9.0 cannot convert or gets wrong."""
     for node in fold_constants(graph).graph.nodes:
         node.target = _IN_PARTS.get(node.target, node.target)
     graph.recompile()
@@ -174,10 +174,21 @@ def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float =
     return (x if beta == 1 else beta * x) + (product if alpha == 1 else alpha * product)
 
 
+def _reciprocal(x: Tensor) -> Tensor:
+    """A quotient: Core ML adds 1e-4 to what it inverts."""
+    return torch.tensor(1.0, dtype=x.dtype) / x
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    return x.chunk(chunks, dim) if chunks > 1 else (x,)
+
+
 _IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
     torch.ops.aten.addcmul.default: _addcmul,
     torch.ops.aten.mT.default: lambda x: x.transpose(-2, -1),
     torch.ops.aten.baddbmm.default: _baddbmm,  # known, but not with factors that are whole numbers
+    torch.ops.aten.chunk.default: _chunk,  # known, but not into one
+    torch.ops.aten.reciprocal.default: _reciprocal,
 }
 
 
