@@ -1,4 +1,4 @@
-"""Every mixer as a file for ncnn, and some for LiteRT, between two convolutions as in a model: run and compared."""
+"""Every mixer as a file for ncnn and Core ML, some for LiteRT, between two convolutions as in a model, and run."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ def test_every_mixer_in_ncnn(mixer: str, tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
     pytest.importorskip("pnnx")
     compare(*exported(mixer, "ncnn", tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_in_core_ml(mixer: str, tmp_path: Path) -> None:
+    """On its own: what follows in a model can make a wrong mixer look right."""
+    pytest.importorskip("coremltools")
+    compare(*exported(mixer, "coreml", tmp_path))
 
 
 @pytest.mark.slow

@@ -24,10 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from ..capture import Capture, first_cause
-from ..constants import fold_constants
 from ..errors import ExportError
 from ..keeping import in_float, modules
 from ..options import check_options
@@ -36,6 +34,7 @@ from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..sensitivity import layers
 from .coreml_eval import TYPES, MilEvaluator, MilProgram, hushed, import_coremltools, variable_type
 from .coreml_lower import MINIMUM, compute_precision, quantised, ranges_of
+from .coreml_parts import convertible
 
 _ON_MACOS = sys.platform == "darwin"
 
@@ -117,7 +116,7 @@ class CoreMlTarget(Target):
 def _converted(capture: Capture) -> Any:
     """The model of coremltools, in float."""
     coremltools, precision = import_coremltools(), capture.precision.name
-    module = _Tuple(_convertible(capture.arithmetic()))
+    module = _Tuple(convertible(capture.arithmetic()))
     return coremltools.convert(
         torch.jit.trace(module, capture.example, check_trace=False),
         inputs=[coremltools.TensorType("image", capture.example.shape, dtype=np.float32)],
@@ -154,42 +153,6 @@ def _program(model: Any) -> MilProgram:
 def _computed_in(program: MilProgram) -> Counter[str]:
     """How many operations give each type of number."""
     return Counter(variable_type(variable) for operation in program.operations for variable in operation.outputs)
-
-
-def _convertible(graph: GraphModule) -> GraphModule:
-    """The graph with constants folded, and without the operators that coremltools 9.0 cannot convert or gets wrong."""
-    for node in fold_constants(graph).graph.nodes:
-        node.target = _IN_PARTS.get(node.target, node.target)
-    graph.recompile()
-    return graph
-
-
-def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
-    product = a * b
-    return x + (product if value == 1 else value * product)
-
-
-def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    product = a @ b
-    return (x if beta == 1 else beta * x) + (product if alpha == 1 else alpha * product)
-
-
-def _reciprocal(x: Tensor) -> Tensor:
-    """A quotient: Core ML adds 1e-4 to what it inverts."""
-    return torch.tensor(1.0, dtype=x.dtype) / x
-
-
-def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    return x.chunk(chunks, dim) if chunks > 1 else (x,)
-
-
-_IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
-    torch.ops.aten.addcmul.default: _addcmul,
-    torch.ops.aten.mT.default: lambda x: x.transpose(-2, -1),
-    torch.ops.aten.baddbmm.default: _baddbmm,  # known, but not with factors that are whole numbers
-    torch.ops.aten.chunk.default: _chunk,  # known, but not into one
-    torch.ops.aten.reciprocal.default: _reciprocal,
-}
 
 
 class _Tuple(nn.Module):

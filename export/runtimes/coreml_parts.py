@@ -1,0 +1,70 @@
+"""Graphs for coremltools, with plain operators for those that version 9.0 cannot convert or gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ..constants import fold_constants
+
+
+def convertible(graph: GraphModule) -> GraphModule:
+    """The graph with constants folded and such operators in parts; it is changed, and to be traced."""
+    for node in fold_constants(graph).graph.nodes:
+        node.target = _IN_PARTS.get(node.target, node.target)
+    graph.recompile()
+    return graph
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    product = a * b
+    return x + (product if value == 1 else value * product)
+
+
+def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Known, but not with factors that are whole numbers."""
+    product = a @ b
+    return (x if beta == 1 else beta * x) + (product if alpha == 1 else alpha * product)
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """Known, but not into one."""
+    return x.chunk(chunks, dim) if chunks > 1 else (x,)
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    """A quotient: Core ML adds 1e-4 to what it inverts."""
+    return torch.tensor(1.0, dtype=x.dtype) / x
+
+
+def _upsample(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None = None) -> Tensor:
+    """Nearest neighbours, by their numbers where a factor is not whole: what is near then Core ML does not say."""
+    before = [int(side) for side in x.shape[2:]]  # in a trace they are tensors
+    after = list(size or (int(side * factor) for side, factor in zip(before, factors or (), strict=True)))
+    if not any(large % small for large, small in zip(after, before, strict=True)):
+        return F.interpolate(x, after)
+    for i in (0, 1):
+        x = x.index_select(i + 2, torch.from_numpy(_nearest(before[i], after[i], factors[i] if factors else None)))
+    return x
+
+
+def _nearest(length: int, wanted: int, factor: float | None) -> Any:
+    """The number of the element of ``length`` that PyTorch takes for each of those ``wanted``, int64."""
+    scale = np.float32(1 / factor) if factor else np.float32(length) / np.float32(wanted)
+    return np.minimum(np.floor(np.arange(wanted, dtype=np.float32) * scale), length - 1).astype(np.int64)
+
+
+_IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
+    torch.ops.aten.addcmul.default: _addcmul,
+    torch.ops.aten.baddbmm.default: _baddbmm,
+    torch.ops.aten.chunk.default: _chunk,
+    torch.ops.aten.mT.default: lambda x: x.transpose(-2, -1),
+    torch.ops.aten.reciprocal.default: _reciprocal,
+    torch.ops.aten.upsample_nearest2d.vec: _upsample,
+}
