@@ -265,9 +265,11 @@ def test_the_grid_has_a_row_for_each_model_and_a_column_for_each_target() -> Non
     lines = tables.grid(some_records()).splitlines()
     assert lines[0] == "| family | model | onnx | ncnn | coreml | tensorrt |"
     assert lines[2:] == [
-        "| `shvit` | `shvit_s1` | - | ✗ | (✓) 2e-6 | - |",
-        "| `van` | `van_b0` | ✓ 2e-6 | - | - | - |",
+        "| `shvit` | `shvit_s1` | - | ✗ | (✓) 2e-6 batch | - |",
+        "| `van` | `van_b0` | ✓ 2e-6 batch | - | - | - |",
     ]
+    wide = {**some_records()[1], "dynamic_axes": ["batch", "height", "width"]}
+    assert [tables.sign(r) for r in (wide, {**wide, "dynamic_axes": []})] == ["✓ 2e-6 ↔", "✓ 2e-6"]
     assert tables.count(some_records()) == "2 of 3 cells are green; 1 were not tried"
 
 
@@ -346,7 +348,7 @@ def test_following_prints_a_line_for_each_cell(capsys: pytest.CaptureFixture[str
     err = capsys.readouterr().err.splitlines()
     assert (
         err[0].startswith("1/4 shvit_s1 ncnn fp32: ✗ pnnx crashed")
-        and err[1] == "2/4 van_b0 onnx fp32: ✓ 2e-6 (3 s, 0.5 GiB)"
+        and err[1] == "2/4 van_b0 onnx fp32: ✓ 2e-6 batch (3 s, 0.5 GiB)"
     )
 
 

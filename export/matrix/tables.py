@@ -12,6 +12,7 @@ from ...zoo.files import atomic_write
 from ...zoo.markdown import markdown_table
 from ..numbers import percent
 from ..precision import PRECISIONS
+from ..shapes import AXES
 from .reasons import explain
 from .records import ABSENT, GREEN, RED, Record
 
@@ -39,7 +40,8 @@ _SIGNS = {"yes": "✓", "program": "(✓)", "source": "built"}
 LEGEND = (
     "✓ with the greatest relative error at any shape: the file was run in its runtime and does what the model does. "
     "(✓): the written program was read back and computed, since its runtime is for another system. built: written, "
-    "and checked by its source only, since nothing here can run it. ✗: no file. -: not tried here."
+    "and checked by its source only, since nothing here can run it. ↔: one file for any batch, height and width, "
+    "proved at some that were not asked for; batch: for any batch. ✗: no file. -: not tried here."
 )
 
 
@@ -135,7 +137,9 @@ def sign(record: Record | None) -> str:
         return "-"
     if record["status"] == RED:
         return "✗"
-    return f"{_SIGNS[record['runs']]} {record['error']:.0e}".replace("e-0", "e-")
+    axes = tuple(record["dynamic_axes"])
+    opened = f" {'↔' if axes == AXES else ' '.join(axes)}" if axes else ""
+    return f"{_SIGNS[record['runs']]} {record['error']:.0e}".replace("e-0", "e-") + opened
 
 
 def grid(records: Sequence[Record]) -> str:
