@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mixzoo.export.check.targets import operators
-from mixzoo.export.runtimes import coreml
+from mixzoo.export.runtimes import coreml_parts
 
 NAMES = {name.partition("::")[2].partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
 
@@ -33,7 +33,7 @@ def folder(package: str, *parts: str) -> Path:
 def of_coremltools() -> set[str]:
     module("coremltools")
     registry = module("coremltools.converters.mil.frontend.torch.torch_op_registry")._TORCH_OPS_REGISTRY
-    rewritten = {str(op).split(".")[1] for op in coreml._IN_PARTS}
+    rewritten = {str(op).split(".")[1] for op in coreml_parts.IN_PARTS}
     # chunk is a node of TorchScript, & and | are and_ and or_ there, alias and detach are taken out before
     return set(registry.name_to_func_mapping) | rewritten | {"chunk", "alias", "detach", "__and__", "__or__"}
 

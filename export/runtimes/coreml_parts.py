@@ -17,7 +17,7 @@ from ..constants import fold_constants
 def convertible(graph: GraphModule) -> GraphModule:
     """The graph with constants folded and such operators in parts; it is changed, and to be traced."""
     for node in fold_constants(graph).graph.nodes:
-        node.target = _IN_PARTS.get(node.target, node.target)
+        node.target = IN_PARTS.get(node.target, node.target)
     graph.recompile()
     return graph
 
@@ -60,7 +60,7 @@ def _nearest(length: int, wanted: int, factor: float | None) -> Any:
     return np.minimum(np.floor(np.arange(wanted, dtype=np.float32) * scale), length - 1).astype(np.int64)
 
 
-_IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
+IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
     torch.ops.aten.addcmul.default: _addcmul,
     torch.ops.aten.baddbmm.default: _baddbmm,
     torch.ops.aten.chunk.default: _chunk,

@@ -153,23 +153,16 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
 def _group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``aten.native_group_norm``: the map (N, C, ...), and mean and reciprocal deviation (N, groups).
-
-    Means are those of channels' means: ExecuTorch adds one number after the other, and is 3e-5 off over a whole map.
-    """
-
-    def mean_of(t: Tensor) -> Tensor:
-        return t.mean(-1, keepdim=True).mean(-2, keepdim=True)
-
-    rows = x.reshape(x.shape[0], groups, c // groups, -1)
-    mean = mean_of(rows)
+    """``aten.native_group_norm``: the map (N, C, ...), and mean and reciprocal deviation (N, groups)."""
+    rows = x.reshape(x.shape[0], groups, -1)
+    mean = rows.mean(-1, keepdim=True)
     centred = rows - mean
-    rstd = (mean_of(centred.square()) + eps).rsqrt()
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     out = (centred * rstd).reshape(x.shape)
     per_channel = (1, c, *(1,) * (x.ndim - 2))
     out = out if weight is None else out * weight.reshape(per_channel)
     out = out if bias is None else out + bias.reshape(per_channel)
-    return out, mean.flatten(1), rstd.flatten(1)
+    return out, mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def _bounds(capture: Capture) -> dict[str, int] | None:
