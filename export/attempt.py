@@ -25,7 +25,7 @@ from .numbers import outputs_of, relative_error
 from .patience import limited
 from .precision import Precision
 from .prepare import Prepared
-from .protocol import BuiltAhead, FileFacts, Runner, Target, not_run_because
+from .protocol import Accelerated, BuiltAhead, FileFacts, Placed, Runner, Target, not_run_because
 from .sensitivity import Fit
 from .shapes import AXES, Axes, Case, Size, grid, proof_batch, proof_sizes, size_name
 from .verify import Check, Reference, verify
@@ -33,6 +33,23 @@ from .verify import Check, Reference, verify
 _LEAST_TRACED = 288  # px: smaller maps shrink to one position or window inside, which torch.export takes for constant
 PATIENCE = 900.0  # s; the slowest model of the zoo takes a third of it
 _PROBED = 1e-2  # relative: a graph that is further off need not be converted; verification asks for more
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A file, verified on an accelerator beside the processor.
+
+    Attributes:
+        by: what ran it, in words.
+        checks: what was seen at each shape.
+        placed: what of it the accelerator computes.
+        latency: at the first shape, against PyTorch on the same device.
+    """
+
+    by: str
+    checks: tuple[Check, ...]
+    placed: Placed
+    latency: Latency
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,7 @@ class Written:
         latency: at the first of them; None where the runtime itself does not run here.
         fit: of a file in lower precision, what it was judged by; None where it was not judged by real images.
         float_bytes: size of the float32 file of the same runtime and shapes; None where there is none.
+        elsewhere: what was seen on an accelerator; None where there is none that the runtime uses.
     """
 
     path: Path
@@ -54,6 +72,7 @@ class Written:
     latency: Latency | None
     fit: Fit | None = None
     float_bytes: int | None = None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +214,31 @@ def _write_one(
         before = _verified(job, target, float_file, cases[0]) if float_file and timed else None
         latency = time(reference, runner, cases[0], before) if timed else None
         size = total_size(float_file) if float_file else None
-    return Written(path, facts, tuple(checks), latency, fit, size)
+    return Written(
+        path, facts, tuple(checks), latency, fit, size, _elsewhere(job, target, path, reference, axes, cases)
+    )
+
+
+def _elsewhere(
+    job: Job, target: Target, path: Path, reference: Reference, axes: Axes, cases: Sequence[Case]
+) -> Elsewhere | None:
+    """Verify a file on the accelerator that its runtime finds here; None where there is none.
+
+    Raises:
+        VerificationError: it does not run there, or differs from the model.
+    """
+    if not isinstance(target, Accelerated) or (by := target.accelerator()) is None:
+        return None
+    job.say(f"{target.name}: running {path.name} by {by} at {len(cases)} shapes")
+    images = torch.cat([reference.image(cases[0].size, index) for index in range(cases[0].batch)])
+    try:
+        with _read_by(target, path):
+            runner = target.load_accelerated(path)
+        checks = verify(reference, runner, cases, job.precision, _takes_one(target, axes))
+        placed = target.placed(path, images.numpy())
+    except ExportError as error:
+        raise type(error)(f"by {by}: {error}") from error
+    return Elsewhere(by, tuple(checks), placed, time(reference, runner, cases[0]))
 
 
 def _takes_one(target: Target, axes: Axes) -> bool:

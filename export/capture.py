@@ -151,8 +151,14 @@ def first_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what torch.export, converters and their libraries print and log on success."""
+    """Silence what torch.export, converters and their libraries print and log on success.
+
+    The root logger is left as it was found: OpenVINO's converter, where it fails, sets its level and its filters, and
+    what anyone else warned of from then on was lost.
+    """
     levels = {name: logging.getLogger(name).level for name in _LOUD}
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
     try:
         for name in _LOUD:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -160,5 +166,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for name, loudness in levels.items():
+            logging.getLogger(name).setLevel(loudness)
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers

@@ -18,7 +18,7 @@ def outputs_of(model: Callable[[Tensor], Any], images: Tensor) -> Outputs:
     """Every output of a model that gives a tensor, or a tuple or list of them."""
     outputs: Any = model(images)
     tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
-    return [t.numpy() for t in tensors]
+    return [t.cpu().numpy() for t in tensors]
 
 
 def relative_error(got: Outputs, wanted: Outputs) -> float:

@@ -18,7 +18,13 @@ from .shapes import Axes
 
 
 class Runner(Protocol):
-    """A written file, loaded in its runtime."""
+    """A written file, loaded in its runtime.
+
+    Attributes:
+        device: what it computes on, as PyTorch calls it: its speed is compared with PyTorch's there.
+    """
+
+    device: str = "cpu"
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 images (B, C, H, W) -> the first output."""
@@ -170,6 +176,39 @@ class BuiltAhead(Protocol):
 
     def load_source(self, path: Path, threads: int | None = None) -> Runner:
         """What the file at ``path`` was made from, in its own runtime."""
+        ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What of a file an accelerator computes.
+
+    Attributes:
+        nodes: that ran on it.
+        rest: operators that ran on the processor with their counts, most frequent first.
+    """
+
+    nodes: int
+    rest: dict[str, int]
+
+
+@runtime_checkable
+class Accelerated(Protocol):
+    """What a target has whose runtime computes one file on the processor and, where there is one, on an accelerator.
+
+    Where there is one, the file is run and compared on both.
+    """
+
+    def accelerator(self) -> str | None:
+        """What runs files beside the processor here, in words; None where nothing does."""
+        ...
+
+    def load_accelerated(self, path: Path) -> Runner:
+        """The file at ``path`` on the accelerator."""
+        ...
+
+    def placed(self, path: Path, images: np.ndarray) -> Placed:
+        """What the accelerator computes when the file at ``path`` is run on ``images``."""
         ...
 
 

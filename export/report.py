@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import companions
-from .attempt import Job, Outcome, Written
+from .attempt import Elsewhere, Job, Outcome, Written
 from .latency import Latency
 from .prepare import Prepared, sha256, size_of
 from .protocol import BuiltAhead, Delegated, Target, TensorInfo, not_run_because
@@ -138,6 +138,7 @@ def _artifact(written: Written, target: Target) -> dict[str, Any]:
         "undivided_because": None if facts.delegated else target.undivided,
         "checks": [_check(c) for c in written.checks],
         "latency": _latency(written.latency),
+        "elsewhere": _elsewhere(written.elsewhere),
         "float32_bytes": written.float_bytes,
         "judged": _judged(written.fit),
     }
@@ -174,6 +175,20 @@ def _judged(fit: Fit | None) -> dict[str, Any] | None:
     }
 
 
+def _elsewhere(seen: Elsewhere | None) -> dict[str, Any] | None:
+    """What was seen on an accelerator beside the processor."""
+    if seen is None:
+        return None
+    return {
+        "run_by": seen.by,
+        "error": max(check.error for check in seen.checks),
+        "nodes": seen.placed.nodes,
+        "rest": seen.placed.rest,
+        "checks": [_check(check) for check in seen.checks],
+        "latency": _latency(seen.latency),
+    }
+
+
 def _latency(latency: Latency | None) -> dict[str, Any] | None:
     if latency is None:
         return None
@@ -182,6 +197,7 @@ def _latency(latency: Latency | None) -> dict[str, Any] | None:
         "height": latency.case.size[0],
         "width": latency.case.size[1],
         "threads": latency.threads,
+        "device": latency.device,
         "file_ms": round(latency.file_ms, 3),
         "torch_deploy_ms": round(latency.torch_ms, 3),
         "times_faster": round(latency.ratio, 3),

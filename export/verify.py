@@ -112,6 +112,10 @@ class Reference:
         """PyTorch's own deploy form, what a file's speed is compared with."""
         return deploy(self.prepared.original)
 
+    def deployed_on(self, device: str) -> nn.Module:
+        """The same on another device."""
+        return self.deployed if device == "cpu" else copy.deepcopy(self.deployed).to(device)
+
     def image(self, size: Size, index: int) -> Tensor:
         """Image ``index`` of a size as the model takes it, float32 (1, C, H, W)."""
         p = self.prepared

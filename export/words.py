@@ -55,7 +55,8 @@ def render(report: Reported) -> RenderableType:
         for check in item["checks"]:
             table.add_row(*_row(check))
         table.caption = "\n".join(
-            f"{label}: {value}" for label, value in (*_quality(item), *_delegation(item), *_speed(item))
+            f"{label}: {value}"
+            for label, value in (*_quality(item), *_delegation(item), *_speed(item["latency"]), *_elsewhere(item))
         )
         tables.append(table)
     return Group(*tables)
@@ -162,7 +163,8 @@ def _artifact_facts(item: dict[str, Any]) -> list[tuple[str, str]]:
         ("outputs", "; ".join(_signature(t) for t in item["outputs"])),
         (f"{item['nodes']} operators", operators),
         *_delegation(item),
-        *_speed(item),
+        *_speed(item["latency"]),
+        *_elsewhere(item),
     ]
 
 
@@ -194,10 +196,22 @@ def _quality(item: dict[str, Any]) -> list[tuple[str, str]]:
 _BUSY = 1.0  # load from which figures are marked
 
 
-def _speed(item: dict[str, Any]) -> list[tuple[str, str]]:
-    if not (t := item["latency"]):
+def _elsewhere(item: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an accelerator made of a file that is run on the processor as well."""
+    if not (seen := item.get("elsewhere")):
+        return []
+    rest = ", ".join(f"{name} {count}" for name, count in seen["rest"].items()) or "nothing"
+    shapes = f"{len(seen['checks'])} shape{'s' * (len(seen['checks']) != 1)}"
+    facts = [("also run by", f"{seen['run_by']} at {shapes}: greatest error {seen['error']:.1e}")]
+    facts += [("on it", f"{seen['nodes']} operators; on the processor: {rest}")]
+    return facts + [(f"{label} on it", value) for label, value in _speed(seen["latency"])]
+
+
+def _speed(t: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not t:
         return [("time", "not taken: the runtime itself does not run here")]
-    where = f"batch {t['batch']}, {size_name((t['height'], t['width']))}, {t['threads']} threads"
+    computed_on = f"{t['threads']} threads" if t.get("device", "cpu") == "cpu" else "images and outputs copied"
+    where = f"batch {t['batch']}, {size_name((t['height'], t['width']))}, {computed_on}"
     where += f", load {t['machine_load']:.1f}" if t["machine_load"] > _BUSY else ""
     against = f"PyTorch deploy form {t['torch_deploy_ms']:.2f} ms: {_verdict(t['times_faster'])}"
     if t["float32_ms"]:

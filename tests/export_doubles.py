@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from mixzoo.export.attempt import PATIENCE, Job, write
 from mixzoo.export.prepare import prepare
-from mixzoo.export.protocol import FileFacts, TensorInfo
+from mixzoo.export.protocol import FileFacts, Placed, TensorInfo
 from mixzoo.export.shapes import AXES, parse_batches, parse_sizes
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.fill import fill_
@@ -25,6 +25,8 @@ Damage = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 class ProgramRunner:
     """A saved torch.export program, run by torch; ``damage`` is done to what it gives."""
+
+    device = "cpu"
 
     def __init__(self, path: Path, damage: Damage) -> None:
         with warnings.catch_warnings():
@@ -65,6 +67,22 @@ class ProgramTarget:
 
     def describe(self, path: Path) -> FileFacts:
         return FileFacts((TensorInfo("image", "float32", self.shape),), (), {}, 4)
+
+
+class TwiceProgramTarget(ProgramTarget):
+    """The same with an accelerator; ``damage`` is done by that alone."""
+
+    def accelerator(self) -> str | None:
+        return "a second torch"
+
+    def load(self, path: Path, threads: int | None = None) -> ProgramRunner:
+        return ProgramRunner(path, lambda outputs: outputs)
+
+    def load_accelerated(self, path: Path) -> ProgramRunner:
+        return ProgramRunner(path, self.damage)
+
+    def placed(self, path: Path, images: np.ndarray) -> Placed:
+        return Placed(nodes=5, rest={"Shape": len(images)})
 
 
 _AXES = ("batch", "channels", "height", "width")

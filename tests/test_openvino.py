@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -59,11 +60,16 @@ class Unknown(nn.Module):
         return torch.special.i0e(x)
 
 
-def test_the_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
+def test_the_operator_that_the_converter_lacks_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """... and what is logged from then on is seen: the converter hides it."""
+    before = logging.root.level, list(logging.root.filters), list(logging.root.handlers)
     capture = Capture(Unknown().eval(), image((1, 3, 8, 8)).float(), ())
     with pytest.raises(ExportError, match=r"OpenVINO cannot convert the model: No conversion rule found.*special_i0e"):
         TARGET.export(capture, tmp_path / "unknown.xml", {})
     assert not list(tmp_path.iterdir())
+    assert before == (logging.root.level, logging.root.filters, logging.root.handlers)
+    logging.getLogger("mixzoo").warning("still heard")
+    assert "still heard" in caplog.text
 
 
 SIGNALLED = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,28 @@ def test_an_engine_that_was_not_run_is_not_called_verified(tmp_path: Path) -> No
     console.print(render(report))
     for text in (summary(content), console.export_text()):
         assert "no NVIDIA GPU" in text and "is not verified" in text and "ONNX Runtime" in text and "run by" not in text
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        ((8, 9), None),
+        ((12, 1), None),
+        ((13, 0), None),
+        ((9, 0), r"no kernels for Hopper, of compute capability 9\.0"),
+    ],
+)
+def test_a_gpu_that_tensorrt_rtx_does_not_know_is_not_asked(
+    capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = type("ComputeCapability", (), {name: 0 for name in ("NONE", "SM75", "SM80", "SM86", "SM89", "SM120")})
+    monkeypatch.setattr(tensorrt_target, "_package", lambda: types.SimpleNamespace(ComputeCapability=known))
+    monkeypatch.setattr(tensorrt_target, "available", lambda package: package == "tensorrt_rtx")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Hopper")
+    found = tensorrt_target.TensorRtTarget().cannot_run()
+    assert found is None if reason is None else re.search(reason, str(found))
 
 
 @needs_tensorrt

@@ -1,7 +1,8 @@
 """TensorRT: an ``.engine`` built from an ONNX file that stays beside it, by ``tensorrt`` or else ``tensorrt_rtx``.
 
 Both have one API. Without a GPU ``tensorrt_rtx`` builds ahead of time, for the GPUs of `AHEAD`; nothing can then load
-the engine, let alone run it, and it is the ONNX file that is run and compared.
+the engine, let alone run it, and it is the ONNX file that is run and compared. So it is on a GPU of another kind than
+it knows, such as the Hopper ones of data centres, which ``tensorrt`` alone serves.
 
 Networks are strongly typed: what an operator computes in is what the ONNX file says, float32 (without TF32), float16
 with islands of float32, or eight bits between QuantizeLinear and DequantizeLinear.
@@ -35,6 +36,8 @@ _LAYERS = "Layers:\n"
 
 class TensorRtRunner(Runner):
     """An engine on the GPU, with PyTorch's CUDA tensors as its buffers."""
+
+    device = "cuda"
 
     def __init__(self, path: Path) -> None:
         trt = _package()
@@ -93,8 +96,10 @@ class TensorRtTarget(Target):
         return super().unavailable() or needs_onnx
 
     def cannot_run(self) -> str | None:
-        """Whether PyTorch has a GPU to run engines on."""
-        return None if torch.cuda.is_available() else "this machine has no NVIDIA GPU that PyTorch can use"
+        """Whether PyTorch has a GPU that the installed package runs engines on."""
+        if not torch.cuda.is_available():
+            return "this machine has no NVIDIA GPU that PyTorch can use"
+        return _unknown_gpu()
 
     def export(self, capture: Capture, path: Path, options: Mapping[str, Any]) -> None:
         """Write ``capture`` as ONNX, and build the engine from it; see `Target.export`."""
@@ -137,6 +142,22 @@ def _package() -> Any:
     return require("tensorrt" if plain else "tensorrt_rtx", extra="tensorrt")
 
 
+def _unknown_gpu() -> str | None:
+    """Why this machine's GPU runs no engine of ``tensorrt_rtx``, where that is what is installed; None where one can.
+
+    It has a list of the GPUs that it knows, and takes all that are newer; those in between are not among them.
+    """
+    if available("tensorrt") or not available("tensorrt_rtx"):
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    known = [int(name[2:]) for name in dir(_package().ComputeCapability) if re.fullmatch(r"SM\d+", name)]
+    here = 10 * major + minor
+    if here in known or here > max(known):
+        return None
+    name = torch.cuda.get_device_name()
+    return f"tensorrt_rtx has no kernels for {name}, of compute capability {major}.{minor}: pip install tensorrt"
+
+
 def _layers_path(path: Path) -> Path:
     return path.with_suffix(".layers.json")
 
@@ -173,8 +194,8 @@ def _parse(trt: Any, network: Any, logger: Any, onnx: Path) -> None:
 
 
 def _name_gpus(trt: Any, config: Any) -> list[str]:
-    """Say which GPUs the engine is for: this machine's, or where it has none those of `AHEAD`."""
-    if torch.cuda.is_available():
+    """Say which GPUs the engine is for: this machine's, or where it has none that runs engines those of `AHEAD`."""
+    if TensorRtTarget().cannot_run() is None:
         return [torch.cuda.get_device_name()]
     config.num_compute_capabilities = len(AHEAD)
     for index, name in enumerate(AHEAD):
