@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .matrix import Cell, Limits, Plan, Settings, Store, fill
 from .matrix.records import GREEN, RED, Record
 from .numbers import outputs_of, relative_error
 from .prepare import Prepared
+from .protocol import Accelerated, Runner
 from .report import read as read_manifest
 from .shapes import Size, size_name
 from .target import get_target
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EAGER, DEPLOY = "PyTorch", "PyTorch deploy"
+CPU = "cpu"
 OK, FAILED, NOT_RUN, ABSENT = "ok", "failed", "not run here", "not tried"
 
 
@@ -35,13 +38,15 @@ class Row:
     Attributes:
         format: a target, or a form of PyTorch.
         precision: of the file.
+        device: what computes it, as PyTorch calls it. On another than the processor, images are copied there and
+            outputs back within the time, and TF32 is not used.
         status: "ok", "failed", "not run here" (written, but its runtime does not run here) or "not tried".
         bytes: of the file with its companions, or of PyTorch's tensors.
         error: relative, against the model in PyTorch; of the source where the file is not run.
         ms: median of a call.
         p90: milliseconds that nine calls of ten do not exceed.
         images_s: images a second.
-        times: how many times as fast as PyTorch it is, by the median over turns taken side by side.
+        times: how many times as fast as PyTorch on that device it is, by the median over turns taken side by side.
         reason: why it is not "ok".
     """
 
@@ -55,6 +60,13 @@ class Row:
     images_s: float | None = None
     times: float | None = None
     reason: str | None = None
+    device: str = CPU
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other rows."""
+        precision = "" if self.format in (EAGER, DEPLOY) else f" {self.precision}"
+        return f"{self.format}{precision}{_on(self.device)}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def benchmark(
     shape: Shape,
     on_round: Callable[[], object] = lambda: None,
 ) -> list[Row]:
-    """Time the model in PyTorch and every file, in interleaved turns.
+    """Time the model in PyTorch and every file, in interleaved turns, on the processor and where there is one a GPU.
 
     Args:
         prepared: the model that the files were written from.
@@ -106,61 +118,77 @@ def benchmark(
         on_round: called after every turn of all.
 
     Returns:
-        A row for each format: PyTorch's two, then the files in the order of ``records``, then what is absent.
+        A row for each format and device: PyTorch's, then the files in the order of ``records``, then what is absent.
     """
     reference = Reference(prepared)
     images = torch.cat([reference.image(shape.size, i) for i in range(shape.batch)])
     with torch_threads(shape.threads):
-        rows = [_form(EAGER, prepared.original, prepared, images), _form(DEPLOY, reference.deployed, prepared, images)]
-        calls = {EAGER: _call(prepared.original, images), DEPLOY: _call(reference.deployed, images)}
+        found: list[tuple[Row, Run | None]] = []
+        for device in _devices():
+            for name, module in ((EAGER, prepared.original), (DEPLOY, reference.deployed)):
+                found.append(_form(name, module, device, prepared, images))
         for cell, record in records.items():
-            row, call = _file(cell, record, folder, images.numpy(), shape.threads)
-            rows.append(row)
-            if call:
-                calls[_key(row)] = call
+            found.extend(_file(cell, record, folder, images.numpy(), shape.threads))
+        calls = {row.label: call for row, call in found if call}
         timings = measure(calls, rounds=shape.rounds, on_round=on_round)
-    rows = [_timed(row, timings, shape.batch) for row in rows]
+    rows = [_timed(row, timings, shape.batch) for row, _ in found]
     return rows + [Row(c.target, c.precision, ABSENT, reason=reason) for c, reason in absent.items()]
 
 
-def _key(row: Row) -> str:
-    return row.format if row.format in (EAGER, DEPLOY) else f"{row.format} {row.precision}"
+def _devices() -> list[str]:
+    """Where PyTorch is timed: what files run on is compared with PyTorch there."""
+    return [CPU, "cuda"] if torch.cuda.is_available() else [CPU]
 
 
-def _form(name: str, module: nn.Module, prepared: Prepared, images: torch.Tensor) -> Row:
-    error = relative_error(outputs_of(module, images), outputs_of(prepared.original, images))
-    tensors = [*module.parameters(), *module.buffers()]
-    return Row(name, "fp32", bytes=sum(t.numel() * t.element_size() for t in tensors), error=error)
+def _on(device: str) -> str:
+    return "" if device == CPU else f" on {device}"
 
 
-def _call(module: nn.Module, images: torch.Tensor) -> Run:
-    def call() -> object:
-        with torch.inference_mode():
-            return module(images)
+def _form(name: str, module: nn.Module, device: str, prepared: Prepared, images: torch.Tensor) -> tuple[Row, Run]:
+    there = module if device == CPU else copy.deepcopy(module).to(device)
 
-    return call
+    def call() -> list[np.ndarray]:
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            return outputs_of(there, images.to(device))
+
+    error = relative_error(call(), outputs_of(prepared.original, images))
+    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    return Row(name, "fp32", bytes=size, error=error, device=device), call
 
 
-def _file(cell: Cell, record: Record, folder: Path, images: np.ndarray, threads: int) -> tuple[Row, Run | None]:
+def _file(
+    cell: Cell, record: Record, folder: Path, images: np.ndarray, threads: int
+) -> Iterator[tuple[Row, Run | None]]:
+    """A row and its call for each device that the file runs on."""
     row = Row(cell.target, cell.precision)
     if record["status"] != GREEN:
-        return replace(row, status=FAILED if record["status"] == RED else ABSENT, reason=record["reason"]), None
+        yield replace(row, status=FAILED if record["status"] == RED else ABSENT, reason=record["reason"]), None
+        return
     row = replace(row, bytes=record["bytes"], error=record["error"])
     if record["runs"] != "yes":
         reason = record["not_run_because"] or f"run by {record['run_by']}"
-        return replace(row, status=NOT_RUN, reason=reason), None
-    place = folder / cell.model.replace(":", "_") / f"{cell.target}_{cell.precision}"
+        yield replace(row, status=NOT_RUN, reason=reason), None
+        return
+    place, target = folder / cell.model.replace(":", "_") / f"{cell.target}_{cell.precision}", get_target(cell.target)
+    item = (read_manifest(place) or {}).get("artifacts", [{}])[0]
+    path = place / item.get("file", "")
+    yield _loaded(row, lambda: target.load(path, threads), images)
+    if isinstance(target, Accelerated) and target.accelerator():
+        error = (item.get("elsewhere") or {}).get("error")
+        yield _loaded(replace(row, error=error), lambda: target.load_accelerated(path), images)
+
+
+def _loaded(row: Row, load: Callable[[], Runner], images: np.ndarray) -> tuple[Row, Run | None]:
     try:
-        path = place / (read_manifest(place) or {})["artifacts"][0]["file"]
-        runner = get_target(cell.target).load(path, threads)
+        runner = load()
         runner.outputs(images)
     except Exception as error:  # each runtime has its own
         return replace(row, status=FAILED, reason=f"it does not load beside the others: {error}"), None
-    return row, lambda: runner.outputs(images)
+    return replace(row, device=runner.device), lambda: runner.outputs(images)
 
 
 def _timed(row: Row, timings: Mapping[str, Timing], batch: int) -> Row:
-    timing = timings.get(_key(row))
+    timing = timings.get(row.label)
     if timing is None:
         return row
     return replace(
@@ -168,7 +196,7 @@ def _timed(row: Row, timings: Mapping[str, Timing], batch: int) -> Row:
         ms=timing.median,
         p90=timing.p90,
         images_s=1000 * batch / timing.median,
-        times=paired_speedup(timings[EAGER], timing),
+        times=paired_speedup(timings[f"{EAGER}{_on(row.device)}"], timing),
     )
 
 
@@ -186,12 +214,12 @@ def table(rows: Sequence[Row], prepared: Prepared, shape: Shape, machine: Mappin
     from ..zoo.tables import new_table, number
 
     where = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_1min']}"
-    notes = [f"{_key(row)}: {row.reason}" for row in rows if row.reason]
+    notes = [f"{row.label}: {row.reason}" for row in rows if row.reason]
     found = new_table(
         ("format", "precision", "status"),
         ("MB", "error", "ms", "p90", "images/s", "as fast"),
         title=f"{prepared.name} ({prepared.weights}), {shape}",
-        caption="\n".join([f"Medians of interleaved turns on {where}; as fast: times PyTorch's speed.", *notes]),
+        caption="\n".join([f"Medians of interleaved turns on {where}; as fast: times PyTorch's speed there.", *notes]),
     )
     for row in rows:
         numbers = (
@@ -201,5 +229,5 @@ def table(rows: Sequence[Row], prepared: Prepared, shape: Shape, machine: Mappin
             number(row.images_s, ".1f"),
             number(row.times, ".2f"),
         )
-        found.add_row(row.format, row.precision, row.status, *numbers)
+        found.add_row(f"{row.format}{_on(row.device)}", row.precision, row.status, *numbers)
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,30 @@ def test_every_format_is_a_row(rows: list[b.Row]) -> None:
         "pnnx crashed",
         "needs litert_torch",
     ]
+
+
+def test_what_runs_elsewhere_is_compared_with_pytorch_there(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a second name of the processor, for a GPU."""
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["artifacts"][0]["elsewhere"] = {"error": 3e-6}
+    folder = tmp_path / "shvit_s1/onnx_fp32"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    slow = Written(folder / "van_b0.onnx", 1)
+    slow.device = "cpu:0"
+    outputs = slow.outputs
+    monkeypatch.setattr(slow, "outputs", lambda x: time.sleep(0.2) or outputs(x))
+    monkeypatch.setattr(b, "_devices", lambda: ["cpu", "cpu:0"])
+    monkeypatch.setattr(TARGETS["onnx"], "load", Written)
+    monkeypatch.setattr(TARGETS["onnx"], "accelerator", lambda: "a GPU")
+    monkeypatch.setattr(TARGETS["onnx"], "load_accelerated", lambda path: slow)
+    rows = b.benchmark(prepared, {Cell("shvit_s1", "onnx"): records.green(manifest)}, {}, tmp_path, SHAPE)
+    names = ["PyTorch", "PyTorch deploy", "PyTorch on cpu:0", "PyTorch deploy on cpu:0"]
+    assert [row.label for row in rows] == [*names, "onnx fp32", "onnx fp32 on cpu:0"]
+    assert rows[2].times == 1 and rows[4].error == manifest["error"] and rows[5].error == 3e-6
+    assert rows[2].ms and rows[5].ms and rows[5].times == pytest.approx(rows[2].ms / rows[5].ms, rel=0.7)
 
 
 def test_a_file_that_does_not_load_is_a_row(
