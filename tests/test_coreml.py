@@ -336,6 +336,26 @@ def test_small_numbers_are_inverted_as_they_are(tmp_path: Path) -> None:
     assert report.error < 1e-6 and "inverse" not in report.manifest["artifacts"][0]["operators"]
 
 
+class Scaled(nn.Module):
+    """Scales and shifts channels sixteen times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(1, 3, 1, 1) + 0.1), nn.Parameter(torch.ones(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        for _ in range(16):
+            image = image * self.scale + self.shift
+        return image
+
+
+@needs_coremltools
+def test_scales_are_what_they_are(tmp_path: Path) -> None:
+    """coremltools makes batch norms of them, each of which divides by the root of 1 + 1e-5: 8e-5 after sixteen."""
+    (report,) = mixzoo.export(Scaled().eval(), to="coreml", out=tmp_path, name="scaled", sizes="8")
+    assert report.error < 1e-6 and "batch_norm" not in report.manifest["artifacts"][0]["operators"]
+
+
 class Enlarged(nn.Module):
     """Nearest neighbours with whole factors and others, by size and by factors."""
 

@@ -117,6 +117,8 @@ def _converted(capture: Capture) -> Any:
     """The model of coremltools, in float."""
     coremltools, precision = import_coremltools(), capture.precision.name
     module = _Tuple(convertible(capture.arithmetic()))
+    passes = coremltools.PassPipeline.DEFAULT
+    passes.remove_passes({"common::fuse_elementwise_to_batchnorm"})  # its norms add an epsilon to a variance of one
     return coremltools.convert(
         torch.jit.trace(module, capture.example, check_trace=False),
         inputs=[coremltools.TensorType("image", capture.example.shape, dtype=np.float32)],
@@ -125,6 +127,7 @@ def _converted(capture: Capture) -> Any:
         minimum_deployment_target=coremltools.target[MINIMUM[precision]],
         compute_precision=compute_precision(coremltools, precision),
         skip_model_load=True,
+        pass_pipeline=passes,
     )
 
 
