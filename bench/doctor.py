@@ -22,7 +22,7 @@ from torch import nn
 
 from ..export import export
 from ..export.protocol import Target
-from .machine import describe_machine
+from ..zoo.machine import describe_machine
 
 IMPORT_NAMES = {
     "scikit-learn": "sklearn",

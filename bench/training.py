@@ -30,8 +30,8 @@ from rich.table import Table
 from ..zoo.console import show
 from ..zoo.errors import MixzooError
 from ..zoo.files import atomic_write
+from ..zoo.machine import describe_machine
 from ..zoo.tables import new_table
-from .machine import describe_machine
 from .report import describe
 
 SETTINGS = {"lr": 1e-3, "weight_decay": 0.05, "smoothing": 0.1, "flip": 0.5, "scale": (0.5, 1.0), "ratio": (0.75, 1.33)}

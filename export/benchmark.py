@@ -214,6 +214,7 @@ def table(rows: Sequence[Row], prepared: Prepared, shape: Shape, machine: Mappin
     from ..zoo.tables import new_table, number
 
     where = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_1min']}"
+    where += f", {machine['gpu']}" if machine.get("gpu") else ""
     notes = [f"{row.label}: {row.reason}" for row in rows if row.reason]
     found = new_table(
         ("format", "precision", "status"),

@@ -154,7 +154,7 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Export a model to every runtime and time all of them side by side with PyTorch."""
-    from ..bench.machine import describe_machine
+    from ..zoo.machine import describe_machine
     from . import benchmark as b
     from . import matrix as m
     from .prepare import prepare

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from mixzoo.bench import forms, report, run, subjects
-from mixzoo.bench.machine import describe_machine
 from mixzoo.bench.macs import count_macs
 from mixzoo.bench.memory import peak_memory
 from mixzoo.bench.plot import plot
 from mixzoo.blocks.mixers import MIXERS
 from mixzoo.zoo.errors import MixzooError, UnknownModelError, UnknownNameError
+from mixzoo.zoo.machine import describe_machine
 from mixzoo.zoo.registry import create_model, get_variant
 from mixzoo.zoo.timing import Timing, geometric_mean, measure, paired_speedup, percentile, speedup, torch_threads
 from torch import nn

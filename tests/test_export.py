@@ -17,7 +17,6 @@ from export_doubles import (
     Mixing,
     ProgramTarget,
     Pyramid,
-    TwiceProgramTarget,
     Unstable,
     Windowed,
     attempt,
@@ -37,9 +36,7 @@ from mixzoo.export.errors import UnprovableError
 from mixzoo.export.numbers import relative_error
 from mixzoo.export.patience import limited
 from mixzoo.export.prepare import prepare
-from mixzoo.export.protocol import Placed
 from mixzoo.export.runtimes import onnx as onnx_target
-from mixzoo.export.runtimes.onnx import _PROVIDERS, _placed
 from mixzoo.export.shapes import proof_sizes
 from mixzoo.export.target import TARGETS
 from mixzoo.export.verify import Reference
@@ -285,42 +282,6 @@ def test_wrong_outputs_fail(damage: Any, message: str, tmp_path: Path) -> None:
 def test_error_within_tolerance_passes_and_is_told(tmp_path: Path) -> None:
     outcome = attempt(small(), tmp_path, ProgramTarget(lambda ys: [y * (1 + 5e-5) for y in ys]))
     assert 4e-5 < max(c.error for c in outcome.files[0].checks) <= 1e-4
-
-
-def test_an_accelerator_is_held_to_what_the_processor_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """... at every shape, and the report tells both apart."""
-    wrong = TwiceProgramTarget(lambda ys: [y * (1 + 3e-4) for y in ys])
-    with pytest.raises(VerificationError, match=r"by a second torch: with batch 1, 40x40 .* differs .* 3\.0e-04"):
-        attempt(small(), tmp_path, wrong, dynamic=())
-    monkeypatch.setitem(TARGETS, "program", TwiceProgramTarget(lambda ys: [y * (1 + 5e-5) for y in ys]))
-    (report,) = export(small(), "program", tmp_path / "out", sizes="40,48", name="small")
-    (item,) = report.manifest["artifacts"]
-    assert report.error < 1e-5 < item["elsewhere"]["error"] <= 1e-4
-    assert len(item["elsewhere"]["checks"]) == len(item["checks"]) > 2
-    text = (report.folder / "summary.md").read_text()
-    assert "a second torch at 6 shapes: greatest error 5" in text and "5 operators; on the processor: Shape 1" in text
-
-
-def test_what_ran_where_is_counted() -> None:
-    events: list[dict[str, Any]] = [
-        {"cat": "Session", "name": "model_loading", "args": {}},
-        {"cat": "Node", "args": {"op_name": "Conv", "provider": "CUDAExecutionProvider"}},
-        {"cat": "Node", "args": {"op_name": "Conv", "provider": "CUDAExecutionProvider"}},
-        {"cat": "Node", "args": {"op_name": "Shape", "provider": "CPUExecutionProvider"}},
-        {"cat": "Node", "args": {"thread_scheduling_stats": ""}},
-    ]
-    assert _placed(events, "CUDAExecutionProvider") == Placed(nodes=2, rest={"Shape": 1})
-
-
-def test_placement_is_read_from_what_onnx_runtime_writes(
-    exported: tuple[nn.Module, Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its profile of a run on the processor, taken for the accelerator."""
-    monkeypatch.setitem(_PROVIDERS, "cuda", ["CPUExecutionProvider"])
-    _, report = exported
-    side = report.manifest["artifacts"][0]["checks"][0]["height"]
-    placed = get_target("onnx").placed(report.path, np.zeros((1, 3, side, side), np.float32))  # type: ignore[attr-defined]
-    assert placed.nodes > 10 and placed.rest == {}
 
 
 def test_wrong_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

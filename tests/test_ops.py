@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixzoo.bench import op_report, ops
-from mixzoo.bench.machine import describe_machine
 from mixzoo.bench.memory import peak_tensor_memory
 from mixzoo.kernels import OPS
 from mixzoo.zoo import cli
 from mixzoo.zoo.errors import MixzooError, UnknownNameError
+from mixzoo.zoo.machine import describe_machine
 from support import rel_err
 from typer.testing import CliRunner
 

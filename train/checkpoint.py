@@ -14,10 +14,10 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..bench.machine import versions
 from ..blocks.elastic import without_statistics
 from ..zoo.errors import CheckpointError
 from ..zoo.files import atomic_dir
+from ..zoo.machine import versions
 from ..zoo.trained import RECORD, find_run, what_there_is
 from .logs import storing
 from .models import WEIGHTS, build_model

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..bench.machine import describe_machine
 from ..bench.macs import count_macs
 from ..bench.memory import peak_tensor_memory
 from ..bench.report import describe
@@ -29,6 +28,7 @@ from ..blocks.mixers import MIXERS
 from ..zoo.errors import CheckpointError, MixzooError, UnknownNameError
 from ..zoo.extras import require
 from ..zoo.files import atomic_write
+from ..zoo.machine import describe_machine
 from ..zoo.registry import FAMILIES, get_variant
 from ..zoo.tables import new_table, number
 from ..zoo.timing import measure, torch_threads

@@ -22,12 +22,12 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 from ..bench.forms import Subject, get_form
-from ..bench.machine import describe_machine
 from ..bench.subjects import relative_error
 from ..blocks.deploy import deploy
 from ..export import Report, export, get_target
 from ..zoo.errors import MixzooError
 from ..zoo.files import remove
+from ..zoo.machine import describe_machine
 from ..zoo.timing import measure, torch_threads
 from ..zoo.trained import RECORD
 from .checkpoint import Trained, load_run

@@ -78,7 +78,7 @@ class Outcome:
         report: of the export.
         forms: plain PyTorch first, then the deploy form and ONNX Runtime; all timed.
         seconds: per step, in order.
-        machine: see `mixzoo.bench.machine`.
+        machine: see `mixzoo.zoo.machine`.
         threads: of the benchmark.
     """
 

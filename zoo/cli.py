@@ -177,9 +177,9 @@ def bench(
 ) -> None:
     """Time models in their forms, or the implementations of an op, in interleaved turns, and compare medians."""
     from ..bench import report, run
-    from ..bench.machine import describe_machine
     from ..export.shapes import one_size
     from .listing import expand
+    from .machine import describe_machine
 
     if op:
         if models:
@@ -211,8 +211,8 @@ def _bench_op(
     name: str, sides: tuple[int, ...], heads: tuple[int, ...], threads: int, out: Path | None, as_json: bool
 ) -> None:
     from ..bench import op_report, ops
-    from ..bench.machine import describe_machine
     from .files import atomic_write
+    from .machine import describe_machine
 
     settings = ops.OpSettings(sides=sides, heads=heads, threads=threads)
     machine, rows = describe_machine(), []

@@ -10,15 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = ("mixzoo", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
 
 def describe_machine() -> dict[str, Any]:
-    """A flat record that fits JSON: processor, cores, memory in GiB, load, system, Python and package versions."""
+    """A flat record that fits JSON: processor, cores, memory in GiB, GPU, load, system, Python and package versions."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_1min": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
         "arch": platform.machine(),
