@@ -108,6 +108,9 @@ def matrix(
         Path | None, typer.Option(help="Folder of labelled images that fp16 and int8 are judged by.")
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that they may lose.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder of weights: for each model a training run or a file of its name.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for matrix.jsonl, matrix.md and matrix.html.")] = Path("matrix"),
     keep: Annotated[Path | None, typer.Option(help="Keep the exported files in this folder.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; latencies mean most with one.")] = 1,
@@ -124,7 +127,7 @@ def matrix(
     from . import matrix as m
     from .matrix import follow
 
-    settings = m.Settings(sizes, batches, dynamic, calibration, labelled, max_drop)
+    settings = m.Settings(sizes, batches, dynamic, calibration, labelled, max_drop, checkpoints=checkpoints)
     limits = m.Limits(time_limit, memory_limit, jobs, threads)
     chosen = m.plan(m.models_of(models or [], family), to, precision, settings)
     book = m.Book(out, readme)

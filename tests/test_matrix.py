@@ -86,6 +86,23 @@ def test_a_cell_is_asked_what_the_settings_say() -> None:
     assert "--precision" not in settings.arguments(Cell("van_b0", "onnx"), Path("out"))
 
 
+def test_each_model_gets_the_weights_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TARGETS["onnx"], "unavailable", lambda: None)
+    (tmp_path / "van_b0").mkdir()
+    (tmp_path / "timm_resnet18.pth").touch()
+    settings = Settings(checkpoints=tmp_path)
+    found = cells.plan(["van_b0", "timm:resnet18", "shvit_s1"], "onnx", "fp32", settings)
+    assert [cell.model for cell in found.cells] == ["van_b0", "timm:resnet18"]
+    assert list(found.absent.values()) == [f"{tmp_path.name} has no weights of that model"]
+    asked = [settings.arguments(cell, Path("out")) for cell in found.cells]
+    assert [words[words.index("--checkpoint") + 1] for words in asked] == [
+        str(tmp_path / "van_b0"),
+        str(tmp_path / "timm_resnet18.pth"),
+    ]
+    assert settings.record(cell_of("van_b0"))["checkpoints"] == tmp_path.name
+    assert "checkpoints" not in Settings().record(cell_of("van_b0"))
+
+
 # processes
 
 
@@ -270,6 +287,11 @@ def test_the_grid_has_a_row_for_each_model_and_a_column_for_each_target() -> Non
     ]
     wide = {**some_records()[1], "dynamic_axes": ["batch", "height", "width"]}
     assert [tables.sign(r) for r in (wide, {**wide, "dynamic_axes": []})] == ["✓ 2e-6 ↔", "✓ 2e-6"]
+    judged = {**wide, "precision": "int8", "dynamic_axes": [], "judged": {"drop": 0.444}}
+    assert tables.sign(judged) == "✓ -0.4 pt" and tables.sign({**judged, "judged": {"drop": 0.0}}) == "✓ +0.0 pt"
+    both = tables.grids([*some_records(), judged])
+    assert both.startswith("fp32:\n\n| family") and "\n\nint8:\n\n| family | model | onnx int8 |" in both
+    assert tables.grids(some_records()) == tables.grid(some_records())
     assert tables.count(some_records()) == "2 of 3 cells are green; 1 were not tried"
 
 

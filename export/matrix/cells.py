@@ -53,7 +53,8 @@ class Settings:
         calibration: folder of images for int8; None leaves int8 cells out.
         labelled: folder of labelled images, by which fp16 and int8 are judged.
         max_drop: points of top-1 that they may lose.
-        weights: words of the command that say which weights a model gets; filled ones by default.
+        weights: words of the command that say which weights every model gets; filled ones by default.
+        checkpoints: folder with weights for each model under its name, the folder of a training run or a file.
     """
 
     sizes: str = ""
@@ -63,16 +64,32 @@ class Settings:
     labelled: Path | None = None
     max_drop: float | None = None
     weights: tuple[str, ...] = ()
+    checkpoints: Path | None = None
 
     def arguments(self, cell: Cell, out: Path) -> list[str]:
         """Words of the command that fills ``cell``."""
         words = ["export", cell.model, "--to", cell.target, "--out", str(out), "--batches", self.batches]
         words += self.weights
+        words += ["--checkpoint", str(found)] if (found := self.checkpoint(cell)) else []
         words += ["--dynamic", self.dynamic, *(["--sizes", self.sizes] if self.sizes else [])]
         if cell.precision != "fp32":
             words += ["--precision", cell.precision]
         given = {f"--{name.replace('_', '-')}": value for name, value in self._judged_by(cell).items()}
         return words + [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+    def checkpoint(self, cell: Cell) -> Path | None:
+        """The weights in `checkpoints` for the model of ``cell``."""
+        if self.checkpoints is None:
+            return None
+        name = cell.model.replace(":", "_")
+        places = [self.checkpoints / f"{name}{suffix}" for suffix in ("", ".safetensors", ".pth", ".pt")]
+        return next((place for place in places if place.exists()), None)
+
+    def without_weights(self, cell: Cell) -> str | None:
+        """Why a cell cannot have the weights that are asked for; None where it can."""
+        if self.checkpoints is None or self.checkpoint(cell):
+            return None
+        return f"{self.checkpoints.name} has no weights of that model"
 
     def _judged_by(self, cell: Cell) -> dict[str, Any]:
         """What a precision below float32 is calibrated with and judged by."""
@@ -85,6 +102,7 @@ class Settings:
         asked: dict[str, Any] = {"sizes": self.sizes, "batches": self.batches, "dynamic": self.dynamic}
         folders = self._judged_by(cell).items()  # by name: where they are is nobody's business
         asked |= {name: value.name if isinstance(value, Path) else value for name, value in folders}
+        asked |= {"checkpoints": self.checkpoints.name} if self.checkpoints else {}
         packages = ("mixzoo", "torch", "timm", *get_target(cell.target).packages)
         return asked | {"versions": {name: _version(name) for name in packages}}
 
@@ -146,8 +164,8 @@ def plan(models: Sequence[str], targets: str, precisions: str, settings: Setting
         for cell in (Cell(model, target.name, precision) for model in models for precision in wanted):
             if cell.precision not in target.precisions:
                 found.absent[cell] = f"mixzoo does not write {target.title} files in {cell.precision}"
-            elif reason:
-                found.absent[cell] = reason
+            elif missing := reason or settings.without_weights(cell):
+                found.absent[cell] = missing
             else:
                 found.cells.append(cell)
     place = {model: i for i, model in enumerate(models)}

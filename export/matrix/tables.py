@@ -41,7 +41,8 @@ LEGEND = (
     "✓ with the greatest relative error at any shape: the file was run in its runtime and does what the model does. "
     "(✓): the written program was read back and computed, since its runtime is for another system. built: written, "
     "and checked by its source only, since nothing here can run it. ↔: one file for any batch, height and width, "
-    "proved at some that were not asked for; batch: for any batch. ✗: no file. -: not tried here."
+    "proved at some that were not asked for; batch: for any batch. pt: points of top-1 more or less than the model has "
+    "itself, where labelled images judge eight bits, whose errors are no measure. ✗: no file. -: not tried here."
 )
 
 
@@ -139,7 +140,24 @@ def sign(record: Record | None) -> str:
         return "✗"
     axes = tuple(record["dynamic_axes"])
     opened = f" {'↔' if axes == AXES else ' '.join(axes)}" if axes else ""
-    return f"{_SIGNS[record['runs']]} {record['error']:.0e}".replace("e-0", "e-") + opened
+    return f"{_SIGNS[record['runs']]} {_figure(record)}{opened}"
+
+
+def _figure(record: Record) -> str:
+    """What is said of a file in a word: its error, or of one in eight bits what labelled images say of it."""
+    drop = (record.get("judged") or {}).get("drop")
+    if record["precision"] == "int8" and drop is not None:
+        return f"{-drop or 0.0:+.1f} pt"
+    return f"{record['error']:.0e}".replace("e-0", "e-")
+
+
+def grids(records: Sequence[Record]) -> str:
+    """A grid for each precision."""
+    some = {precision: [r for r in records if r["precision"] == precision] for precision in PRECISIONS}
+    shown = {precision: grid(of) for precision, of in some.items() if of}
+    if len(shown) == 1:
+        return next(iter(shown.values()))
+    return "\n\n".join(f"{precision}:\n\n{text}" for precision, text in shown.items())
 
 
 def grid(records: Sequence[Record]) -> str:
@@ -181,7 +199,7 @@ def readme_section(records: Sequence[Record]) -> str:
     """What README shows, between its two markers."""
     newest = max((r.get("time_utc", "") for r in records), default="")[:10]
     head = f"{count(records)} ({newest}; {made_with(records)})."
-    return f"{BEGIN}\n{grid(records)}\n\n{head} {LEGEND}\n{END}\n"
+    return f"{BEGIN}\n{grids(records)}\n\n{head} {LEGEND}\n{END}\n"
 
 
 def put_into(path: Path, records: Sequence[Record]) -> None:
@@ -201,7 +219,7 @@ def put_into(path: Path, records: Sequence[Record]) -> None:
 def markdown(records: Sequence[Record]) -> str:
     """Everything: docs/matrix.md."""
     ordered = order(records)
-    lines = ["# Support matrix", "", f"{count(records)}. {LEGEND}", "", grid(records), ""]
+    lines = ["# Support matrix", "", f"{count(records)}. {LEGEND}", "", grids(records), ""]
     for title, status in (("Red cells", RED), ("Not tried", ABSENT)):
         if some := [r for r in ordered if r["status"] == status]:
             lines += [f"## {title}", "", *(f"- {_name(r)}: {reason(r)}" for r in some), ""]
