@@ -356,21 +356,6 @@ def test_scales_are_what_they_are(tmp_path: Path) -> None:
     assert report.error < 1e-6 and "batch_norm" not in report.manifest["artifacts"][0]["operators"]
 
 
-class Enlarged(nn.Module):
-    """Nearest neighbours with whole factors and others, by size and by factors."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        small = F.avg_pool2d(image, 2)[:, :, :, 1:]
-        whole, other = F.interpolate(small, scale_factor=3.0), F.interpolate(small, scale_factor=(1.7, 2.3))
-        return F.interpolate(whole, (29, 31)) + F.interpolate(other, (29, 31))
-
-
-@needs_coremltools
-def test_nearest_neighbours_are_those_of_torch(tmp_path: Path) -> None:
-    (report,) = mixzoo.export(Enlarged().eval(), to="coreml", out=tmp_path, name="enlarged", sizes="14x18")
-    assert report.error < 1e-6
-
-
 class Bessel(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return torch.special.bessel_j0(image).mean((2, 3))

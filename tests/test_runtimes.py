@@ -12,6 +12,7 @@ from typing import Any
 import mixzoo
 import pytest
 import torch
+import torch.nn.functional as F
 from export_doubles import Pyramid, mixed, small, stage
 from mixzoo.export import ExportError, IncompleteError
 from mixzoo.export.protocol import not_run_because
@@ -62,6 +63,21 @@ def test_a_backbone_of_four_mixers(name: str, tmp_path: Path) -> None:
         assert part["share"] == pytest.approx(inside / (inside + outside), abs=1e-3) and part["share"] > 0.3
     assert json.loads((tmp_path / "manifest.json").read_text()) == content
     assert (reason or TARGETS[name].runtime) in summary(content)
+
+
+class Enlarged(nn.Module):
+    """Nearest neighbours with whole factors and others, by size and by factors."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        small = F.avg_pool2d(image, 2)[:, :, :, 1:]
+        whole, other = F.interpolate(small, scale_factor=3.0), F.interpolate(small, scale_factor=(1.7, 2.3))
+        return F.interpolate(whole, (29, 31)) + F.interpolate(other, (29, 31))
+
+
+@every_runtime
+def test_nearest_neighbours_are_those_of_torch(name: str, tmp_path: Path) -> None:
+    (report,) = mixzoo.export(Enlarged().eval(), to=name, out=tmp_path, name="enlarged", sizes="14x18", dynamic=())
+    assert report.error < 1e-6
 
 
 @pytest.mark.slow

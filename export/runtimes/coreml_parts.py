@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ..constants import fold_constants
+from .nearest import nearest
 
 
 def convertible(graph: GraphModule) -> GraphModule:
@@ -43,28 +41,11 @@ def _reciprocal(x: Tensor) -> Tensor:
     return torch.tensor(1.0, dtype=x.dtype) / x
 
 
-def _upsample(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None = None) -> Tensor:
-    """Nearest neighbours, by their numbers where a factor is not whole: what is near then Core ML does not say."""
-    before = [int(side) for side in x.shape[2:]]  # in a trace they are tensors
-    after = list(size or (int(side * factor) for side, factor in zip(before, factors or (), strict=True)))
-    if not any(large % small for large, small in zip(after, before, strict=True)):
-        return F.interpolate(x, after)
-    for i in (0, 1):
-        x = x.index_select(i + 2, torch.from_numpy(_nearest(before[i], after[i], factors[i] if factors else None)))
-    return x
-
-
-def _nearest(length: int, wanted: int, factor: float | None) -> Any:
-    """The number of the element of ``length`` that PyTorch takes for each of those ``wanted``, int64."""
-    scale = np.float32(1 / factor) if factor else np.float32(length) / np.float32(wanted)
-    return np.minimum(np.floor(np.arange(wanted, dtype=np.float32) * scale), length - 1).astype(np.int64)
-
-
 IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
     torch.ops.aten.addcmul.default: _addcmul,
     torch.ops.aten.baddbmm.default: _baddbmm,
     torch.ops.aten.chunk.default: _chunk,
     torch.ops.aten.mT.default: lambda x: x.transpose(-2, -1),
     torch.ops.aten.reciprocal.default: _reciprocal,
-    torch.ops.aten.upsample_nearest2d.vec: _upsample,
+    torch.ops.aten.upsample_nearest2d.vec: nearest,
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...zoo.extras import require
@@ -23,6 +24,7 @@ from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..rewriting import Rewriting
 from .litert_facts import DELEGATE, delegated
+from .nearest import interpolate
 
 
 class LiteRtRunner(Runner):
@@ -108,6 +110,7 @@ def _eye(n: int, m: int | None = None, **kind: Any) -> Tensor:
 
 
 _PARTS: dict[Any, Any] = {
+    F.interpolate: interpolate,  # litert_torch resizes by another rule where a factor is not whole
     torch.split: _split,
     Tensor.split: _split,
     torch.chunk: _chunk,
