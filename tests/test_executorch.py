@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mixzoo.blocks.deploy import fold
 from mixzoo.blocks.mixers import MIXERS
 from mixzoo.export import get_target
 from mixzoo.export.capture import Capture
+from mixzoo.export.precision import Precision
+from mixzoo.export.runtimes.executorch_orders import in_order
 from mixzoo.export.shapes import Axes
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
@@ -31,12 +34,19 @@ class Turned(nn.Module):
         return x + self.table
 
 
-def errors(module: nn.Module, shape: tuple[int, int, int, int], batches: tuple[int, ...], folder: Path) -> list[float]:
+def errors(
+    module: nn.Module,
+    shape: tuple[int, int, int, int],
+    batches: tuple[int, ...],
+    folder: Path,
+    precision: str = "fp32",
+) -> list[float]:
     """Of the file, whose batch is open if there are several, at one batch after the other."""
     module = fold(module.eval()).requires_grad_(False)
-    example = image(shape).float()
     axes: Axes = ("batch",) if len(batches) > 1 else ()
-    TARGET.export(Capture(module, example, axes, {"batch": max(batches)}), folder / "file.pte", {})
+    example = image(shape if axes else (batches[0], *shape[1:])).float()
+    capture = Capture(module, example, axes, {"batch": max(batches)}).at(Precision(precision))
+    TARGET.export(capture, folder / "file.pte", {})
     run = TARGET.load(folder / "file.pte", threads=1)
     images = [image((batch, *shape[1:]), seed=batch).float() for batch in batches]
     return [rel_err(torch.from_numpy(run.outputs(x.numpy())[0]), module(x)) for x in images]
@@ -68,3 +78,33 @@ def test_each_gelu_is_its_own(approximate: str, tmp_path: Path) -> None:
     """XNNPACK's is always the exact one, which differs from that by tanh by more than the whole error of a model."""
     layers = nn.Sequential(fill_(nn.Conv2d(3, 16, 1)), nn.GELU(approximate))
     assert max(errors(layers, (1, 3, 16, 16), (1,), tmp_path)) < 2e-6
+
+
+class TalkingHeads(nn.Module):
+    """Attention between rows, whose heads are mixed by convolutions before and after softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = fill_(nn.Conv2d(4, 4, 1)), fill_(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = 0.1 * self.before(x @ x.transpose(2, 3)) + 1
+        return self.after(logits.softmax(dim=-1)) @ x
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batches", [(1,), (1, 3)])
+def test_softmax_after_a_convolution_is_over_its_axis(batches: tuple[int, ...], precision: str, tmp_path: Path) -> None:
+    """XNNPACK keeps what a convolution gives with channels last, and takes softmax over them."""
+    found = errors(TalkingHeads(), (2, 4, 9, 7), batches, tmp_path, precision)
+    assert max(found) < {"fp32": 2e-6, "fp16": 5e-3}[precision]
+
+
+def test_softmax_of_plain_attention_stays_as_it_is() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (F.avg_pool2d(x, 2).flatten(2) @ x.flatten(2).transpose(1, 2)[:, :9]).unsqueeze(1).softmax(-1)
+
+    program = torch.export.export(Attention(), (torch.randn(1, 4, 6, 6),)).run_decompositions()
+    wanted = str(program.graph)
+    assert str(in_order(program).graph) == wanted

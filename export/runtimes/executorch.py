@@ -26,6 +26,7 @@ from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
 from .executorch_constants import exported, folded
+from .executorch_orders import in_order
 
 
 class ExecuTorchRunner(Runner):
@@ -85,7 +86,7 @@ def _lowered(capture: Capture) -> bytes:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     lowered = to_edge_transform_and_lower(
-        _one_copy(_graph(capture).run_decompositions(_decompositions())),
+        in_order(_one_copy(_graph(capture).run_decompositions(_decompositions()))),
         partitioner=[XnnpackPartitioner()],
         # its check of types asks of what is split how long the first part is: that makes an open batch a constant
         compile_config=EdgeCompileConfig(_check_ir_validity=not capture.axes),
