@@ -7,7 +7,8 @@ activation after them and add the shortcut around them.
 What folds: batch norms into the convolution or linear before or after them, layer scales into what precedes them, the
 constants of StarReLU into what follows, identity shortcuts and scaled shortcuts, position biases, a classifier's norm,
 and the pair of classifiers of a distilled head. Dropout and drop path go. A module takes part by having a method
-``folded() -> nn.Module``, called on a private copy in evaluation mode after its children were folded.
+``folded() -> nn.Module``, called on a private copy in evaluation mode after its children were folded. Of timm's models,
+those that have an inference form of their own (RepViT, FastViT, MobileOne, LeViT and others) get that one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 import torch
 from timm.layers import ConvMlp, DropPath
+from timm.utils import reparameterize_model
 from torch import nn
 
 from .fuse import fuse_chain
@@ -33,11 +35,11 @@ def fold(model: ModuleT) -> ModuleT:
     """A folded copy of ``model`` in evaluation mode, equal to 1e-5 relative in float32 and 1e-9 in float64.
 
     The model itself is not touched, whatever mode it is in; a model that is folded already is copied. Any nn.Module is
-    accepted: what mixzoo does not know stays as it is.
+    accepted: what neither mixzoo nor timm knows how to fold stays as it is.
     """
     result = copy.deepcopy(model).eval()
     if deploy_form(model) is None:
-        result = _walk(result)  # type: ignore[assignment]
+        result = _walk(_reparameterized(result))  # type: ignore[assignment]
         result.deploy_form = "folded"  # type: ignore[assignment]
     return result.requires_grad_(False)
 
@@ -66,6 +68,16 @@ def deploy_form(model: nn.Module) -> str | None:
 def redeploy(model: ModuleT, form: str | None) -> ModuleT:
     """``model`` in the named deploy form, or itself for None."""
     return model if form is None else (fold(model) if form == "folded" else deploy(model))
+
+
+def _reparameterized(model: nn.Module) -> nn.Module:
+    """``model`` changed to the inference form that timm has for it; its new layers are of the default type there."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(next((p.dtype for p in model.parameters() if p.is_floating_point()), before))
+    try:
+        return reparameterize_model(model, inplace=True)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _walk(module: nn.Module) -> nn.Module:

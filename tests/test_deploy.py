@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mixzoo
 import pytest
+import timm
 import torch
 from mixzoo.blocks.conv import BranchedConv
 from mixzoo.blocks.deploy import fold
@@ -116,6 +117,18 @@ def test_checkpoints_of_both_forms_load(form: str, tmp_path: Path) -> None:
         mixzoo.create_model("shvit_s1", num_classes=7).load_state_dict(deployed.state_dict())
     with pytest.raises(CheckpointError, match="before"):
         to_official(deployed)
+
+
+@pytest.mark.parametrize("name", ("repvit_m0_9", "mobileone_s0", "levit_128s", "timm:shvit_s1"))
+def test_models_of_timm_get_their_own_inference_form(name: str) -> None:
+    """... in the type that they have: timm makes layers of the default one."""
+    model: nn.Module = fill_(timm.create_model(name.removeprefix("timm:")).double()).eval()
+    folded, x = fold(model), image((1, 3, 224, 224))
+    with torch.no_grad():
+        assert rel_err(folded(x), model(x)) <= TOLERANCE[torch.float64]
+    assert torch.get_default_dtype() == torch.float32
+    kinds = [type(m).__name__ for m in folded.modules()]
+    assert not any("BatchNorm" in kind for kind in kinds) and len(kinds) < 0.7 * len(list(model.modules()))
 
 
 def test_any_module_deploys() -> None:
