@@ -18,10 +18,11 @@ from mixzoo.export.capture import Capture
 from mixzoo.export.constants import fold_constants
 from mixzoo.export.prepare import sha256, size_of
 from mixzoo.export.runtimes.coreml_arguments import Arguments
-from mixzoo.export.runtimes.coreml_eval import MilEvaluator, MilProgram
+from mixzoo.export.runtimes.coreml_eval import MilEvaluator, MilProgram, variable_type
 from mixzoo.export.runtimes.coreml_ops import OPERATORS
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.files import atomic_dir
+from mixzoo.zoo.fill import fill_
 from torch import Tensor, nn
 
 TARGET = TARGETS["coreml"]
@@ -354,6 +355,30 @@ def test_scales_are_what_they_are(tmp_path: Path) -> None:
     """coremltools makes batch norms of them, each of which divides by the root of 1 + 1e-5: 8e-5 after sixteen."""
     (report,) = mixzoo.export(Scaled().eval(), to="coreml", out=tmp_path, name="scaled", sizes="8")
     assert report.error < 1e-6 and "batch_norm" not in report.manifest["artifacts"][0]["operators"]
+
+
+class Overflowing(nn.Module):
+    """Between two convolutions numbers are beyond float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = fill_(nn.Conv2d(3, 8, 3)), fill_(nn.Conv2d(8, 6, 3))
+        with torch.no_grad():
+            self.first.weight *= 1e6
+            self.second.weight *= 1e-6
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.second(self.first(image).relu())) * image.mean()
+
+
+@needs_coremltools
+def test_what_overflows_on_the_example_stays_in_float32(tmp_path: Path) -> None:
+    model = Overflowing().eval()
+    (report,) = mixzoo.export(model, to="coreml", out=tmp_path, name="loud", sizes="16", precision="fp16", dynamic=())
+    assert report.error < 5e-3 and report.manifest["computed_in"]["fp16"] > 3
+    operations = MilProgram(report.path).operations
+    kinds = [variable_type(op.outputs[0]) for op in operations if op.op_type == "conv"]
+    assert kinds == ["fp32", "fp32"]
 
 
 class Bessel(nn.Module):

@@ -125,7 +125,7 @@ def _converted(capture: Capture) -> Any:
         outputs=_outputs(coremltools, len(module(capture.example))),
         convert_to="mlprogram",
         minimum_deployment_target=coremltools.target[MINIMUM[precision]],
-        compute_precision=compute_precision(coremltools, precision),
+        compute_precision=compute_precision(coremltools, precision, capture.example),
         skip_model_load=True,
         pass_pipeline=passes,
     )

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,6 +84,15 @@ class MilProgram:
             yield from operation.outputs
 
 
+class Computed(Protocol):
+    """What `MilEvaluator` computes: a `MilProgram`, or a function that coremltools is at work on."""
+
+    function: Any
+    inputs: list[str]
+    outputs: list[str]
+    operations: list[Any]
+
+
 class MilEvaluator:
     """Computes a `MilProgram`.
 
@@ -94,7 +103,7 @@ class MilEvaluator:
         ExportError: it has an operator that is not in `OPERATORS`.
     """
 
-    def __init__(self, program: MilProgram) -> None:
+    def __init__(self, program: Computed) -> None:
         self.program = program
         if unknown := sorted({op.op_type for op in program.operations} - set(OPERATORS)):
             raise ExportError(f"{', '.join(unknown)} of the MIL program cannot be evaluated here: run it with Core ML")

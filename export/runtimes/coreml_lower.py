@@ -2,7 +2,8 @@
 
 Float16 has islands of float32: norms, softmax, reductions, powers and their inverses, and products of two activations,
 which are the scores of attention and the sums of linear attention, with what is made of them until they are divided. Of
-what softmax made no product can grow, and those stay in float16.
+what softmax made no product can grow, and those stay in float16. What is given or gives numbers that come near to
+overflowing on an example is on an island, too.
 
 Eight bits are those of weights and inputs of convolutions and matrices, in a program that is otherwise as in float16.
 coremltools finds the ranges of activations by running the program in Core ML, which only macOS can, and keeps those of
@@ -12,7 +13,7 @@ the last image; here `MilEvaluator` runs it, everywhere, and the ranges are thos
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ExportError
-from .coreml_eval import MilEvaluator, MilProgram, import_coremltools
+from ..half import LIMIT
+from .coreml_eval import Computed, MilEvaluator, MilProgram, import_coremltools
 
 MINIMUM = {"fp32": "iOS16", "fp16": "iOS16", "int8": "iOS17"}  # whose programs may quantise activations
 Ranges = dict[str, dict[str, float]]
@@ -37,22 +39,42 @@ _SCALES = ("exp", "inverse", "real_div", "rsqrt", "sqrt")
 _HALF_MAX = float(torch.finfo(torch.float16).max)
 
 
-def compute_precision(coremltools: Any, name: str) -> Any:
-    """What `coremltools.convert` is to compute in."""
+def compute_precision(coremltools: Any, name: str, example: Tensor) -> Any:
+    """What `coremltools.convert` is to compute in; ``example`` is an input of the model."""
     if name == "fp32":
         return coremltools.precision.FLOAT32
-    return coremltools.transform.FP16ComputePrecision(op_selector=Islands())
+    return coremltools.transform.FP16ComputePrecision(op_selector=Islands(example))
+
+
+class Unfinished:
+    """A function that coremltools is at work on, as `MilEvaluator` takes it."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.inputs = function, list(function.inputs)
+        self.outputs = [variable.name for variable in function.outputs]
+        self.operations = [op for op in function.operations if op.op_type != "const"]
 
 
 class Islands:
-    """Says which MIL operations are to compute in float16: those that are not on an island."""
+    """Says which MIL operations are to compute in float16: those that are not on an island.
 
-    def __init__(self) -> None:
+    Args:
+        example: an input of the model. The function is computed on it when the first of its operations is asked for,
+            while all of them are in float32 still; one that cannot be has no islands but those of its operators.
+    """
+
+    def __init__(self, example: Tensor) -> None:
+        self.example = example
+        self._beyond: Set[str] | None = None
         self._large: dict[Any, bool] = {}
 
     def __call__(self, operation: Any) -> bool:
         """Whether ``operation`` is to compute in float16."""
+        if self._beyond is None:
+            self._beyond = _beyond_half(operation.enclosing_block, self.example)
         if operation.op_type in _IN_FLOAT32 or self.large(operation):
+            return False
+        if any(variable.name in self._beyond for variable in (*_live(operation), *operation.outputs)):
             return False
         return not (operation.op_type == "mul" and _rescales(operation))
 
@@ -70,6 +92,15 @@ class Islands:
             return True
         passes = operation.op_type in _PASS and not (operation.op_type == "mul" and _rescales(operation))
         return passes and any(self.large(maker) for maker in makers)
+
+
+def _beyond_half(function: Any, example: Tensor) -> Set[str]:
+    """The tensors of ``function`` that come near to what float16 cannot hold; none where it cannot be computed."""
+    try:
+        ranges = ranges_of(Unfinished(function), [example])
+    except ExportError:
+        return frozenset()
+    return {name for name, ends in ranges.items() if not max(-ends["rmin"], ends["rmax"]) <= LIMIT}
 
 
 def _live(operation: Any) -> list[Any]:
@@ -118,7 +149,7 @@ def quantised(model: Any, program: MilProgram, ranges: Ranges, keep: Iterable[st
     return optimize.linear_quantize_weights(model, config)
 
 
-def ranges_of(program: MilProgram, images: Sequence[Tensor]) -> Ranges:
+def ranges_of(program: Computed, images: Sequence[Tensor]) -> Ranges:
     """Least and greatest value that every tensor of floats has on batches of images, by its name."""
     found: Ranges = {}
 
