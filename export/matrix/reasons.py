@@ -69,15 +69,9 @@ KNOWN = (
         "ncnn",
     ),
     Known(
-        r"NaN or infinity",
-        "Of float16: activations of the filled weights are beyond 65,504 and overflow in a convolution. For ONNX what "
-        "is measured to come near to that stays in float32; for Core ML that goes by the kind of operator.",
-        target="coreml",
-    ),
-    Known(
         r"the file differs from the model by \d\.\de-02",
-        "Of float16: of regions or tokens that are nearly alike others come first once they are rounded, and attention "
-        "is then computed over them.",
+        "Of float16, in models that route: of regions that are nearly alike others come first once they are rounded, "
+        "and attention is computed over those. In BiFormer that happened to half of the regions in its later blocks.",
         target="coreml",
     ),
     Known(
