@@ -16,13 +16,14 @@ class Known:
         pattern: regular expression that its reasons hold.
         explanation: one sentence.
         issue: where it is discussed upstream; empty where nobody has been seen to report it.
-        target: the only target that it is of; empty for any.
+        target, family: the only ones that it is of; empty for any.
     """
 
     pattern: str
     explanation: str
     issue: str = ""
     target: str = ""
+    family: str = ""
 
 
 # the first that fits is taken
@@ -70,9 +71,10 @@ KNOWN = (
     ),
     Known(
         r"the file differs from the model by \d\.\de-02",
-        "Of float16, in models that route: of regions that are nearly alike others come first once they are rounded, "
-        "and attention is computed over those. In BiFormer that happened to half of the regions in its later blocks.",
+        "Of float16: of regions that are nearly alike others come first once they are rounded, and attention is "
+        "computed over those, in the later blocks for about half of the regions.",
         target="coreml",
+        family="biformer",
     ),
     Known(
         r"\balias\b",
@@ -117,5 +119,6 @@ def explain(record: Mapping[str, Any]) -> Known | None:
     """What is known of the reason of a red cell; None where it is not red or nothing is."""
     if record["status"] != "red":
         return None
-    fitting = (k for k in KNOWN if k.target in ("", record["target"]) and re.search(k.pattern, record["reason"]))
+    of = (k for k in KNOWN if k.target in ("", record["target"]) and k.family in ("", record["family"]))
+    fitting = (k for k in of if re.search(k.pattern, record["reason"]))
     return next(fitting, None)
