@@ -27,6 +27,7 @@ from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 STATUS = Path("/proc/self/status")
@@ -62,12 +63,15 @@ def peak_memory(build: Callable[[], Run], calls: int = 3, timeout: float = 600.0
         process.join()
 
 
-def peak_tensor_memory(run: Run) -> int:
-    """Most bytes of tensors that one call of ``run`` holds at once on the CPU, beyond what lived before it.
+def peak_tensor_memory(run: Run, device: str = "cpu") -> int:
+    """Most bytes of tensors that one call of ``run`` holds at once on ``device``, beyond what lived before it.
 
-    Counted from the allocator's own events, so that the figure is exact and the same every time.
+    Counted from the allocator's own events, so that the figure is exact and the same every time; by the allocator
+    itself on an accelerator, in its blocks of 512 bytes.
     """
     run()  # what is made once and kept is not counted
+    if torch.device(device).type != "cpu":
+        return _peak_of_accelerator(run, device)
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler reports that a machine has no GPU as an error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the profiler's remarks on its own cycles
@@ -77,6 +81,16 @@ def peak_tensor_memory(run: Run) -> int:
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
     return max(live, default=0)
+
+
+def _peak_of_accelerator(run: Run, device: str) -> int:
+    torch.accelerator.synchronize(device)
+    before = torch.accelerator.memory_allocated(device)
+    torch.accelerator.reset_peak_memory_stats(device)
+    result = run()  # held, so that what it takes is counted with all else
+    torch.accelerator.synchronize(device)
+    del result
+    return torch.accelerator.max_memory_allocated(device) - before
 
 
 def _child(build: Callable[[], Run], calls: int, sender: Connection) -> None:

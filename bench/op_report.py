@@ -20,7 +20,8 @@ RECORD = "op"
 def table(rows: Sequence[OpRow]) -> Table:
     """All rows of one op."""
     first = rows[0]
-    title = f"{first.op}: batch 1, {first.dim} channels, {first.threads} threads"
+    place = f"{first.threads} threads" if first.device == "cpu" else first.device
+    title = f"{first.op}: batch {first.batch}, {first.dim} channels, {first.dtype}, {place}"
     numbers = ("tokens", "heads", "median ms", "floor ms", "peak MiB", "speedup", "memory")
     grid = new_table(("implementation",), numbers, ("why not",), title=title)
     for row in rows:

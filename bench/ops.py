@@ -17,15 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels import OPS, Op
 from ..zoo.errors import MixzooError, UnknownNameError
-from ..zoo.timing import geometric_mean, measure, torch_threads
+from ..zoo.machine import check_device
+from ..zoo.timing import geometric_mean, measure, torch_threads, waiting
 from .macs import MISSED_BY_TORCH
 from .memory import peak_tensor_memory
 
 REFERENCE, ALL_TOKENS = "reference", "sdpa, all tokens"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Step = Callable[[str], object]
 Run = Callable[[], Tensor]
 
@@ -38,6 +41,9 @@ class OpSettings:
         sides: maps of side x side tokens.
         heads: head counts.
         dim: channels of all heads together.
+        batch: maps a call.
+        device: as torch names it: cpu, cuda, cuda:1, mps.
+        dtype: of the floating-point operands: float32, bfloat16, float16.
         threads: of torch.
         rounds: interleaved turns of every implementation.
         max_seconds: an implementation that would take longer for a call is left out at that size.
@@ -47,6 +53,9 @@ class OpSettings:
     sides: tuple[int, ...] = (14, 28, 56, 112, 128)
     heads: tuple[int, ...] = (2, 4)
     dim: int = 64
+    batch: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
     threads: int = 2
     rounds: int = 5
     max_seconds: float = 10.0
@@ -58,6 +67,9 @@ class OpSettings:
         for heads in self.heads:
             if self.dim % heads:
                 raise MixzooError(f"{self.dim} channels do not divide into {heads} heads: give --heads that do.")
+        if self.dtype not in DTYPES:
+            raise UnknownNameError("type", self.dtype, DTYPES, f"Types: {', '.join(DTYPES)}.")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class OpRow:
 
     Attributes:
         op, implementation: names.
-        side, heads, dim, threads: as measured.
+        side, heads, dim, threads, batch, device, dtype: as measured.
         median_ms: milliseconds a call.
         peak_mb: MiB of tensors that a call holds at once, its inputs not counted.
         floor_ms: least time that this machine could take.
@@ -81,6 +93,9 @@ class OpRow:
     heads: int
     dim: int
     threads: int
+    batch: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
     median_ms: float | None = None
     peak_mb: float | None = None
     floor_ms: float | None = None
@@ -114,7 +129,7 @@ def bench_op(name: str, settings: OpSettings, on_step: Step = lambda text: None)
     """
     op = get_op(name)
     with torch_threads(settings.threads):
-        machine = Machine.measured()
+        machine = Machine.measured(settings.device, DTYPES[settings.dtype])
         for heads in settings.heads:
             before: dict[str, list[OpRow]] = {}
             for side in sorted(settings.sides):
@@ -129,16 +144,18 @@ def bench_op(name: str, settings: OpSettings, on_step: Step = lambda text: None)
 def _bench_size(
     op: Op, side: int, heads: int, settings: OpSettings, machine: Machine, before: dict[str, list[OpRow]]
 ) -> list[OpRow]:
-    blank = OpRow(op.name, "", side, heads, settings.dim, settings.threads)
-    args, kwargs = op.sample(side, heads, settings.dim)
+    shared = {field: getattr(settings, field) for field in ("dim", "threads", "batch", "device", "dtype")}
+    blank = OpRow(op=op.name, implementation="", side=side, heads=heads, **shared)
+    args, kwargs = placed(op.sample(side, heads, settings.dim, settings.batch), settings)
     rows: dict[str, OpRow] = {}
     runs: dict[str, Run] = {}
-    for name, run, reason in _implementations(op, side, heads, settings.dim, args, kwargs):
+    for name, call, reason in _implementations(op, side, heads, settings, args, kwargs):
+        run = waiting(call, settings.device)
         reason = reason or _too_much(before.get(name, []), side, settings)
         rows[name] = replace(blank, implementation=name, reason=reason)
         if reason is None:
             runs[name] = run
-            rows[name] = replace(rows[name], peak_mb=peak_tensor_memory(run) / 2**20)
+            rows[name] = replace(rows[name], peak_mb=peak_tensor_memory(run, settings.device) / 2**20)
     timings = measure(runs, rounds=settings.rounds)
     floor = machine.floor_ms([run for name, run in runs.items() if name != ALL_TOKENS], [*args, *kwargs.values()])
     for name, timing in timings.items():
@@ -147,14 +164,26 @@ def _bench_size(
 
 
 def _implementations(
-    op: Op, side: int, heads: int, dim: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    op: Op, side: int, heads: int, settings: OpSettings, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[str, Run, str | None]]:
     """(name, call, reason why it cannot run here) of everything that computes the op, and of full attention."""
     yield REFERENCE, partial(op.reference, *args, **kwargs), None
     for candidate in op.candidates:
         yield candidate.name, partial(candidate.run, *args, **kwargs), candidate.unsupported(*args, **kwargs)
-    q, k, v = torch.randn(3, 1, heads, side * side, dim // heads)
+    q, k, v = placed(torch.randn(3, settings.batch, heads, side * side, settings.dim // heads), settings)
     yield ALL_TOKENS, partial(F.scaled_dot_product_attention, q, k, v), None
+
+
+def placed(values: Any, settings: OpSettings) -> Any:
+    """Floating-point tensors among ``values`` in the settings' type, and all on their device; memory order stays."""
+
+    def there(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(settings.device)
+        return value.to(DTYPES[settings.dtype]) if value.is_floating_point() else value
+
+    return tree_map(there, values)
 
 
 def _too_much(smaller: Sequence[OpRow], side: int, settings: OpSettings) -> str | None:
@@ -187,19 +216,21 @@ class Machine:
 
     Attributes:
         bytes_per_ms: copied, read and written bytes together.
-        flops_per_ms: of a large float32 matrix product.
+        flops_per_ms: of a large matrix product in the type that is measured.
     """
 
     bytes_per_ms: float
     flops_per_ms: float
 
     @classmethod
-    def measured(cls) -> Machine:
-        """Measure a copy of 64 MiB and a product of 1024 x 1024 matrices, best of a few."""
-        source, target = torch.ones(2**24), torch.empty(2**24)
-        a, b = torch.randn(2, 1024, 1024)
-        taken = measure({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, rounds=3)
-        return cls(2 * 4 * 2**24 / min(taken["copy"].calls), 2 * 1024**3 / min(taken["product"].calls))
+    def measured(cls, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
+        """Measure a copy of 64 MiB and a product of 1024 x 1024 matrices, of 8192 x 8192 on a GPU; best of a few."""
+        source, target = torch.ones(2**24, device=device), torch.empty(2**24, device=device)
+        side = 1024 if device == "cpu" else 8192
+        a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+        runs: dict[str, Run] = {"copy": lambda: target.copy_(source), "product": lambda: a @ b}
+        taken = measure({name: waiting(run, device) for name, run in runs.items()}, rounds=3)
+        return cls(2 * 4 * 2**24 / min(taken["copy"].calls), 2 * side**3 / min(taken["product"].calls))
 
     def floor_ms(self, runs: Sequence[Run], inputs: Sequence[Any]) -> float | None:
         """The longer of moving inputs and output once, and of the arithmetic of the most frugal of ``runs``."""

@@ -8,10 +8,32 @@ from __future__ import annotations
 from typing import TypeGuard
 
 import torch
+from timm.layers import Conv2dSame, Linear
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 Affine = nn.Conv2d | nn.Linear
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether ``module`` computes what one of ``kinds`` does with the tensors that it holds, and nothing else.
+
+    A subclass that has a forward pass of its own does not (timm's batch norms with an activation, convolutions that
+    standardise their weights or pad their input), nor one whose weights are made anew by a hook or a parametrization.
+    """
+    changed = module._forward_hooks or module._forward_pre_hooks or is_parametrized(module) or "forward" in vars(module)
+    return not changed and any(isinstance(module, k) and type(module).forward is k.forward for k in kinds)
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
+    """Whether ``module`` is a plain batch norm with running statistics."""
+    return is_plain(module, nn.BatchNorm1d, nn.BatchNorm2d) and isinstance(module.running_var, Tensor)
+
+
+def gives_affine(module: nn.Module) -> TypeGuard[Affine]:
+    """Whether an affine map of the output channels can be folded into ``module``: a linear or a convolution."""
+    return is_plain(module, nn.Conv2d, nn.Linear, Conv2dSame, Linear)
 
 
 def batch_norm_affine(bn: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -43,8 +65,8 @@ def affine_before(module: Affine, scale: Tensor, shift: Tensor) -> Affine:
 def takes_input_affine(module: nn.Module) -> TypeGuard[Affine]:
     """Whether an affine map of the input channels can be folded into ``module``: a linear or unpadded convolution."""
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding in ((0, 0), "valid")
-    return isinstance(module, nn.Linear)
+        return is_plain(module, nn.Conv2d) and module.groups == 1 and module.padding in ((0, 0), "valid")
+    return is_plain(module, nn.Linear, Linear)
 
 
 def input_layers(module: nn.Module) -> list[Affine] | None:

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from timm.layers import ConvMlp, DropPath
+from timm.layers import BatchNormAct2d, ConvMlp, DropPath
 from timm.utils import reparameterize_model
 from torch import nn
 
+from .affine import is_plain
 from .fuse import fuse_chain
 from .packed import pack
 
@@ -83,9 +84,9 @@ def _reparameterized(model: nn.Module) -> nn.Module:
 def _walk(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _walk(child))
-    if isinstance(module, ConvMlp):
+    if is_plain(module, ConvMlp):
         module = nn.Sequential(OrderedDict((n, getattr(module, n)) for n in ("fc1", "norm", "act", "fc2")))
-    if isinstance(module, _DROPPED):
+    if is_plain(module, *_DROPPED):
         return nn.Identity()
     folded: Callable[[], nn.Module] | None = getattr(module, "folded", None)
     if folded is not None:
@@ -107,6 +108,19 @@ def _flat(sequence: nn.Sequential) -> OrderedDict[str, nn.Module]:
     for name, module in sequence.named_children():
         if type(module) is nn.Sequential:
             flat.update((f"{name}_{inner}", m) for inner, m in _flat(module).items())
-        elif not isinstance(module, nn.Identity):
+        elif is_plain(module, BatchNormAct2d):
+            flat[name], act = _parts(module)
+            if not is_plain(act, nn.Identity):
+                flat[f"{name}_act"] = act
+        elif not is_plain(module, nn.Identity):
             flat[name] = module
     return flat
+
+
+def _parts(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The batch norm and the activation of timm's module of both; its dropout is none in evaluation mode."""
+    assert isinstance(module, BatchNormAct2d)
+    norm = nn.BatchNorm2d(module.num_features, module.eps, affine=False).to(module.running_mean)
+    norm.weight, norm.bias = module.weight, module.bias
+    norm.running_mean, norm.running_var = module.running_mean, module.running_var
+    return norm.eval(), module.act

@@ -11,7 +11,16 @@ from timm.layers import GroupNorm1, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
 from .act import ShiftedSquaredReLU, SquaredReLU, StarReLU
-from .affine import affine_after, affine_before, batch_norm_affine, input_layers, takes_input_affine
+from .affine import (
+    affine_after,
+    affine_before,
+    batch_norm_affine,
+    gives_affine,
+    input_layers,
+    is_batch_norm,
+    is_plain,
+    takes_input_affine,
+)
 from .mixers.pool import PoolMixer
 
 MIN_SCALE = 1e-3  # a StarReLU scale below this is not divided by
@@ -34,10 +43,10 @@ def fuse_chain(chain: OrderedDict[str, nn.Module]) -> OrderedDict[str, nn.Module
 
 def fuse_pair(first: nn.Module, second: nn.Module) -> list[nn.Module] | None:
     """What replaces two neighbours: one module, or two that are cheaper; None where nothing can be gained."""
-    if isinstance(first, nn.Conv2d | nn.Linear) and isinstance(second, nn.BatchNorm1d | nn.BatchNorm2d):
+    if gives_affine(first) and is_batch_norm(second):
         scale, shift = batch_norm_affine(second)
         return [affine_after(first, scale, shift)]
-    if isinstance(first, nn.BatchNorm1d | nn.BatchNorm2d) and (layers := input_layers(second)):
+    if is_batch_norm(first) and (layers := input_layers(second)):
         scale, shift = batch_norm_affine(first)
         for layer in layers:
             affine_before(layer, scale, shift)
@@ -56,7 +65,7 @@ def fuse_star_relu(act: StarReLU, following: nn.Module) -> list[nn.Module] | Non
     if takes_input_affine(following):
         width = following.weight.shape[1]
         return [SquaredReLU(), affine_before(following, act.scale.expand(width), act.bias.expand(width))]
-    if isinstance(following, nn.Conv2d) and act.scale.abs().item() > MIN_SCALE:
+    if isinstance(following, nn.Conv2d) and is_plain(following, nn.Conv2d) and act.scale.abs().item() > MIN_SCALE:
         following.weight.data = following.weight * act.scale
         return [ShiftedSquaredReLU(act.bias / act.scale), following]
     return None
@@ -64,7 +73,7 @@ def fuse_star_relu(act: StarReLU, following: nn.Module) -> list[nn.Module] | Non
 
 def scale_output(module: nn.Module, scale: Tensor) -> bool:
     """Multiply the output channels of ``module`` by ``scale`` in place; False, and no change, where it cannot."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
+    if gives_affine(module):
         affine_after(module, scale)
         return True
     if isinstance(module, LayerNorm2d | GroupNorm1) and module.weight is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..kernels.packed_conv import ConvPlan, ConvShape, conv_act
 from .act import ShiftedSquaredReLU, SquaredReLU
+from .affine import is_plain
 from .residual import FoldedResidual
 
 _ACTS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
@@ -89,13 +90,13 @@ class PooledExcite(nn.Module):
 
 def pack(module: nn.Module) -> nn.Module:
     """``module`` with its convolutions packed and fused with their neighbours, in place where it can."""
-    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return PackedConv2d(module)
+    if isinstance(module, nn.Conv2d) and is_plain(module, nn.Conv2d) and module.padding_mode == "zeros":
+        return module if isinstance(module.padding, str) else PackedConv2d(module)
     for name, child in module.named_children():
         setattr(module, name, pack(child))
     if type(module) is nn.Sequential:
         return _fuse_acts(module)
-    if type(module) is SqueezeExcite:
+    if type(module) is SqueezeExcite and not module.add_maxpool and isinstance(module.bn, nn.Identity):
         return PooledExcite(module)
     if type(module) is FoldedResidual and _ends_in_conv(module.fn):
         return FusedResidual(module.fn if isinstance(module.fn, nn.Sequential) else nn.Sequential(module.fn))

@@ -1,4 +1,4 @@
-"""Average pooling of a map to a fixed grid, whatever the size of the map."""
+"""Average pooling: of a map to a fixed grid, whatever the size of the map, and around each of its positions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def adaptive_avg_pool(x: Tensor, size: Size) -> Tensor:
         return F.adaptive_avg_pool2d(x, size)
     rows, cols = (pooling_matrix(length, n, x) for length, n in zip(x.shape[-2:], size, strict=True))
     return rows @ x @ cols.transpose(0, 1)
+
+
+def padded_avg_pool(x: Tensor, side: int) -> Tensor:
+    """Mean over the positions of the map in a window of ``side`` x ``side`` around each: (B, C, H, W), the same shape.
+
+    PyTorch's gradient of it is wrong on CUDA for channels-last maps, at least up to 2.11 (pytorch#188344): where one is
+    wanted there, the map is brought into contiguous order.
+    """
+    if x.is_cuda and torch.is_grad_enabled():
+        x = x.contiguous()
+    return F.avg_pool2d(x, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
 def pooling_matrix(length: int, n: int, like: Tensor) -> Tensor:

@@ -120,11 +120,11 @@ def _channel_major_unsupported(
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: side x side positions and 7 x 7 agents with both biases."""
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments: side x side positions and 7 x 7 agents with both biases."""
     count, width = side * side, dim // heads
-    q, k, v = (torch.randn(1, heads, count, width) for _ in range(3))
-    agents = torch.randn(1, heads, 49, width)
+    q, k, v = (torch.randn(batch, heads, count, width) for _ in range(3))
+    agents = torch.randn(batch, heads, 49, width)
     biases = {"bias_in": torch.randn(heads, 49, count), "bias_out": torch.randn(heads, count, 49)}
     return (q, k, v, agents, width**-0.5), biases
 

@@ -58,9 +58,9 @@ def _batched_unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Te
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments for a map of side x side tokens with ``dim`` channels."""
-    q, k, v = torch.randn(3, 1, heads, side * side, dim // heads)
+    q, k, v = torch.randn(3, batch, heads, side * side, dim // heads)
     return (q, k, v, (dim // heads) ** -0.5), {}
 
 

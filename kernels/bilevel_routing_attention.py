@@ -256,12 +256,12 @@ def _fused_unsupported(
     return reason or _tiled_unsupported(q, k, v, region, topk, num_heads, scale)
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of side x side with ``dim`` channels in 7 x 7 regions, routed as in BiFormer.
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments: a map of side x side with ``dim`` channels in 7 x 7 regions, routed as in BiFormer.
 
     Its stages, at sides of 56, 28 and 14, attend to 1, 4 and 16 regions.
     """
-    maps = torch.randn(1, 3 * dim, side, side).contiguous(memory_format=torch.channels_last).chunk(3, dim=1)
+    maps = torch.randn(batch, 3 * dim, side, side).contiguous(memory_format=torch.channels_last).chunk(3, dim=1)
     topk = min(16, max(1, (56 // side) ** 2))
     return (*maps, (-(-side // 7),) * 2, topk, heads, dim**-0.5), {}
 

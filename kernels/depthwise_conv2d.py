@@ -141,9 +141,9 @@ def _fused_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = None, di
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, int]]:
-    """Arguments at batch 1: a map of ``dim`` channels and kernels of 31 x 31; heads play no part."""
-    return (torch.randn(1, dim, side, side), torch.randn(dim, 1, 31, 31) / 31, torch.randn(dim)), {}
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Tensor, ...], dict[str, int]]:
+    """Arguments: a map of ``dim`` channels and kernels of 31 x 31; heads play no part."""
+    return (torch.randn(batch, dim, side, side), torch.randn(dim, 1, 31, 31) / 31, torch.randn(dim)), {}
 
 
 DEPTHWISE_CONV2D_OP = Op(

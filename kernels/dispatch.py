@@ -46,14 +46,14 @@ class Op:
         name: as in ``mixzoo bench --op``.
         reference: the equation in plain PyTorch.
         candidates: faster implementations, the one to prefer first.
-        sample: (side, heads, dim) -> (args, kwargs) for a map of side x side tokens at batch 1, to measure with.
+        sample: (side, heads, dim, batch=1) -> (args, kwargs) for maps of side x side tokens, to measure with.
         exported: what runs under export instead of a reference that is slow, or has no operators, in other runtimes.
     """
 
     name: str
     reference: Callable[..., Tensor]
     candidates: Sequence[Candidate]
-    sample: Callable[[int, int, int], tuple[tuple[Any, ...], dict[str, Any]]]
+    sample: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
     exported: Callable[..., Tensor] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:

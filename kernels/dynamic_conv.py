@@ -45,9 +45,9 @@ def _grouped_unsupported(x: Tensor, kernels: Tensor) -> str | None:
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of ``dim`` channels and kernels of 3 x 3; heads play no part."""
-    return (torch.randn(1, dim, side, side), torch.randn(1, dim, 3, 3)), {}
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments: a map of ``dim`` channels and kernels of 3 x 3; heads play no part."""
+    return (torch.randn(batch, dim, side, side), torch.randn(batch, dim, 3, 3)), {}
 
 
 DYNAMIC_DEPTHWISE_CONV_OP = Op(

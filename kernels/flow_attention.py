@@ -77,9 +77,9 @@ def _channel_major_unsupported(q: Tensor, k: Tensor, v: Tensor, guard: float = 0
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Tensor, ...], dict[str, object]]:
     """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
-    maps = torch.randn(3, 1, heads, dim // heads, side * side)
+    maps = torch.randn(3, batch, heads, dim // heads, side * side)
     return tuple(t.transpose(-2, -1) for t in maps), {}
 
 

@@ -119,12 +119,12 @@ def _floats(*tensors: Tensor) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Tensor, ...], dict[str, object]]:
     """Arguments of the op for a map of side x side with ``heads * dim`` channels in 8 groups, at batch 1."""
     width = heads * dim // 8
     shapes = ((2, 8, width, width), (2, 8, width)) * 2
     weights = (torch.randn(shape) / width**0.5 for shape in shapes)
-    return (torch.randn(1, heads * dim, side, side), *weights), {}
+    return (torch.randn(batch, heads * dim, side, side), *weights), {}
 
 
 FREQUENCY_FILTER_OP = Op(

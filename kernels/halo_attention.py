@@ -164,9 +164,9 @@ def _fused_unsupported(
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of side x side in windows of 8 x 8 with a border of 3 and a bias."""
-    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 64, 196)
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments: a map of side x side in windows of 8 x 8 with a border of 3 and a bias."""
+    qkv, bias = torch.randn(batch, 3 * dim, side, side), torch.randn(heads, 64, 196)
     return (qkv, heads, (8, 8), 3, (dim // heads) ** -0.5), {"bias": bias}
 
 

@@ -300,9 +300,9 @@ def _fused_unsupported(
     return triton_unsupported(max(q.shape[-1], v.shape[-1]), q, k, v)
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Tensor, ...], dict[str, object]]:
     """Arguments for a map of ``side`` x ``side`` tokens and ``dim`` channels, as a mixer hands them over."""
-    maps = torch.randn(3, 1, heads, dim // heads, side * side)
+    maps = torch.randn(3, batch, heads, dim // heads, side * side)
     return tuple(t.transpose(-2, -1) for t in maps), {}
 
 

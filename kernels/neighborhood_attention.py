@@ -228,9 +228,9 @@ def _natten_unsupported(
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments for a map of side x side with ``dim`` channels, as a mixer has them: 7 x 7 windows, with a bias."""
-    maps = torch.randn(3, 1, heads, dim // heads, side, side).permute(0, 1, 2, 4, 5, 3)
+    maps = torch.randn(3, batch, heads, dim // heads, side, side).permute(0, 1, 2, 4, 5, 3)
     return (*maps, 7, 1, (dim // heads) ** -0.5), {"bias": torch.randn(heads, 13, 13)}
 
 

@@ -231,10 +231,10 @@ def _fused_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool 
     return reason or _channel_major_unsupported(q, landmarks, v)
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
     """Arguments for a map of side x side tokens with 7 x 7 landmarks, in the memory order that a mixer hands over."""
-    maps = torch.randn(2, 1, heads, dim // heads, side * side) / (dim // heads) ** 0.25
-    return (maps[0].transpose(-2, -1), torch.randn(1, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}
+    maps = torch.randn(2, batch, heads, dim // heads, side * side) / (dim // heads) ** 0.25
+    return (maps[0].transpose(-2, -1), torch.randn(batch, heads, 49, dim // heads), maps[1].transpose(-2, -1)), {}
 
 
 SOFT_ATTENTION_OP = Op(

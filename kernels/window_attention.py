@@ -149,9 +149,9 @@ def _fused_unsupported(
     return None
 
 
-def bench_inputs(side: int, heads: int, dim: int = 64) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments at batch 1: a map of side x side in shifted windows of 7 x 7 with a bias."""
-    qkv, bias = torch.randn(1, 3 * dim, side, side), torch.randn(heads, 49, 49)
+def bench_inputs(side: int, heads: int, dim: int = 64, batch: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments: a map of side x side in shifted windows of 7 x 7 with a bias."""
+    qkv, bias = torch.randn(batch, 3 * dim, side, side), torch.randn(heads, 49, 49)
     return (qkv, heads, (7, 7), (dim // heads) ** -0.5), {"bias": bias, "shift": (3, 3)}
 
 

@@ -60,7 +60,7 @@ WEIGHT = x(6, 2, 3, 3)
 IMAGE = x(2, 4, 7, 9)
 HALVES = x(2, 3, 4).half()
 ROWS = torch.arange(24.0).reshape(2, 3, 4)
-
+CEIL = {"x": IMAGE, "ceil_mode": True, "pad_type": "custom"}
 CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
     (
         lambda: evaluate("conv", x=IMAGE, weight=WEIGHT, pad_type="custom", pad=[1, 0, 2, 1], groups=2, strides=[2, 1]),
@@ -186,6 +186,13 @@ CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
     ),
     (lambda: evaluate("cast", x=ROWS + 0.6, dtype="int32"), lambda: ROWS.to(torch.int32)),
     (lambda: evaluate("matmul", x=HALVES, y=HALVES, transpose_y=True), lambda: HALVES.float() @ HALVES.float().mT),
+    *(
+        (
+            lambda k=k, s=s, pad=pad: evaluate("max_pool", kernel_sizes=[k, k], strides=[s, s], pad=[pad] * 4, **CEIL),
+            lambda k=k, s=s, pad=pad: F.max_pool2d(IMAGE, k, s, pad, ceil_mode=True),
+        )
+        for k, s, pad in ((2, 2, 0), (3, 2, 0), (3, 4, 1), (2, 3, 1), (4, 3, 2))
+    ),
     (lambda: evaluate("topk", x=IMAGE, k=2, axis=1, ascending=True)[0], lambda: IMAGE.sort(1).values[:, :2]),
 ]
 

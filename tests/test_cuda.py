@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 CANDIDATES = [(name, c.name) for name, op in OPS.items() for c in op.candidates]
 LOST = 0.1  # relative, of outputs
+ROUTED = 0.2  # the same, where rounding sends some regions to others
 STEP = 1e-3  # relative, of gradients in float32 through a whole model
 COMPILED = (
     "biformer_tiny",
@@ -111,7 +112,8 @@ def test_models_give_what_they_give_on_the_processor(name: str, channels_last: b
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cuda", dtype), torch.autocast("cpu", dtype):
             error, own = rel_err(there(placed).cpu(), expected), rel_err(model(x), expected)
-        assert error < max(0.02, 4 * own) if own < LOST else error < float("inf")
+        allowed = max(ROUTED if "biformer" in name else 0.02, 4 * own)
+        assert error < allowed if own < LOST else error < float("inf")
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -127,11 +129,14 @@ def difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return float((apart / sum(g.cpu().double().square().sum() for g in wanted.values())) ** 0.5)
 
 
+@pytest.mark.parametrize("channels_last", (False, True), ids=("contiguous", "channels_last"))
 @pytest.mark.parametrize("name", KINDS)
-def test_gradients_are_those_of_the_processor(name: str) -> None:
+def test_gradients_are_those_of_the_processor(name: str, channels_last: bool) -> None:
     model, x = shallow(name), images(2, 3, 128, 128)
     wanted = gradients(copy.deepcopy(model).double(), x.double())
-    got = gradients(copy.deepcopy(model).cuda(), x.cuda())
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    there, placed = copy.deepcopy(model).cuda().to(memory_format=order), x.cuda().contiguous(memory_format=order)
+    got = gradients(there, placed)
     assert difference(got, wanted) < max(STEP, 4 * difference(gradients(model, x), wanted))
 
 

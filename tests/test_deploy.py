@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import mixzoo
@@ -16,7 +17,10 @@ from mixzoo.zoo.errors import DeployFormError
 from mixzoo.zoo.fill import calibrate_, fill_
 from mixzoo.zoo.weights import CheckpointError, to_official
 from support import PARITY, TOLERANCE, golden, image, official_state, rel_err
-from torch import nn
+from timm.layers import BatchNormAct2d, Conv2dSame, SqueezeExcite, StdConv2d
+from torch import Tensor, nn
+from torch.nn.utils import weight_norm as hooked_weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 SMALL = (
     "shvit_s1", "shvit_s1_distilled", "efficientvit_m0", "efficientvit_m0_distilled", "van_b0", "fcaformer_l1",
@@ -43,13 +47,13 @@ def test_equal_in_float64(name: str, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SMALL)
 def test_equal_in_float32(name: str, form: str) -> None:
-    """To 1e-5, or to twice what float32 itself loses against float64 where a model amplifies rounding more."""
+    """To 1e-5, or to four times what float32 itself loses against float64 where a model amplifies rounding more."""
     model = filled(name, torch.float32)
     x = image((1, 3, 96, 64)).float()
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())
         own = rel_err(model(x), exact)
-        assert rel_err(FORMS[form](model)(x), exact) <= max(TOLERANCE[torch.float32], 2 * own)
+        assert rel_err(FORMS[form](model)(x), exact) <= max(TOLERANCE[torch.float32], 4 * own)
 
 
 def test_batch_norms_shortcuts_and_scales_are_gone() -> None:
@@ -117,6 +121,41 @@ def test_checkpoints_of_both_forms_load(form: str, tmp_path: Path) -> None:
         mixzoo.create_model("shvit_s1", num_classes=7).load_state_dict(deployed.state_dict())
     with pytest.raises(CheckpointError, match="before"):
         to_official(deployed)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "a norm with its activation": lambda: nn.Sequential(nn.Conv2d(8, 8, 3), BatchNormAct2d(8)),
+    "one without an activation": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), BatchNormAct2d(8, apply_act=False)),
+    "standardised weights": lambda: nn.Sequential(StdConv2d(8, 8, 3), nn.BatchNorm2d(8)),
+    "padded as it runs": lambda: nn.Sequential(nn.BatchNorm2d(8), Conv2dSame(8, 8, 3), nn.BatchNorm2d(8)),
+    "weights of a parametrization": lambda: nn.Sequential(weight_norm(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8)),
+    "weights of a hook": lambda: nn.Sequential(hooked_weight_norm(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8)),
+    "no statistics": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)),
+    "a subclass of identity": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), Doubled(), nn.ReLU()),
+    "excitation by the greatest too": lambda: SqueezeExcite(8, rd_channels=4, add_maxpool=True),
+    "excitation with a norm": lambda: SqueezeExcite(8, rd_channels=4, norm_layer=nn.BatchNorm2d),
+}
+
+
+class Doubled(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_layers_that_only_look_like_those_that_fold_stay_what_they_are(kind: str, form: str) -> None:
+    torch.manual_seed(0)
+    model = LAYERS[kind]().eval().double()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_var is not None):
+        assert norm.running_mean is not None
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+        norm.bias.normal_()
+    x = torch.randn(2, 8, 7, 9, dtype=torch.float64)
+    expected = model(x)
+    assert rel_err(FORMS[form](model)(x), expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", ("repvit_m0_9", "mobileone_s0", "levit_128s", "timm:shvit_s1"))

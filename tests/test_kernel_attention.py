@@ -61,8 +61,9 @@ def test_outputs_and_gradients(form: str, case: Case, dtype: torch.dtype, with_b
     assert out.dtype == dtype and out.shape == expected.shape and rel_err(out, expected) <= TOLERANCE[dtype]
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wanted = torch.autograd.grad(expected, exact, grad)
+    least = max(want.abs().max().item() for want in wanted) / 10  # one key leaves no choice: terms that cancel
     for got, want in zip(torch.autograd.grad(out, (q, k, v, *bias), grad.to(dtype)), wanted, strict=True):
-        bound = 4 * TOLERANCE[dtype] * max(want.abs().max().item(), 1e-3)  # one key leaves no choice: no gradient
+        bound = 4 * TOLERANCE[dtype] * max(want.abs().max().item(), least)
         assert (got.double() - want).abs().max().item() <= bound
 
 

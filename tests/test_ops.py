@@ -15,13 +15,15 @@ from mixzoo.zoo import cli
 from mixzoo.zoo.errors import MixzooError, UnknownNameError
 from mixzoo.zoo.machine import describe_machine
 from support import rel_err
+from torch import Tensor
 from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose limits need not be measured anew for every test."""
-    monkeypatch.setattr(ops.Machine, "measured", classmethod(lambda cls: cls(bytes_per_ms=1e7, flops_per_ms=1e8)))
+    known = ops.Machine(bytes_per_ms=1e7, flops_per_ms=1e8)
+    monkeypatch.setattr(ops.Machine, "measured", classmethod(lambda cls, *place: known))
 
 
 QUICK = ops.OpSettings(sides=(14, 28), heads=(2,), threads=1, rounds=1)
@@ -51,6 +53,23 @@ def test_every_op_can_be_measured(name: str) -> None:
     reference = rows[0]
     assert reference.median_ms and reference.peak_mb and reference.floor_ms and reference.speedup == 1.0
     assert all(row.reason or (row.median_ms and row.peak_mb is not None) for row in rows)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_samples_hold_as_many_maps_as_asked_for_in_the_type_asked_for(name: str) -> None:
+    settings = ops.OpSettings(batch=3, dtype="bfloat16")
+    args, kwargs = ops.placed(OPS[name].sample(15, 1, 16, 3), settings)
+    assert OPS[name].reference(*args, **kwargs).shape[0] == 3
+    assert all(v.dtype == torch.bfloat16 for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+    assert args[0].dim_order() == OPS[name].sample(15, 1, 16, 3)[0][0].dim_order()
+
+
+def test_rows_say_what_they_were_measured_with() -> None:
+    settings = ops.OpSettings(sides=(14,), heads=(2,), batch=4, dtype="bfloat16", threads=1, rounds=1)
+    row = next(ops.bench_op("linear_attention", settings))[0]
+    assert (row.batch, row.dtype, row.device) == (4, "bfloat16", "cpu")
+    title = op_report.table([row]).title
+    assert title is not None and "batch 4" in title and "bfloat16" in title  # type: ignore[operator]
 
 
 def test_tensor_memory_is_exact() -> None:
@@ -97,6 +116,10 @@ def test_wrong_settings_are_refused() -> None:
         ops.OpSettings(heads=(3,))
     with pytest.raises(MixzooError, match="one side"):
         ops.OpSettings(sides=())
+    with pytest.raises(UnknownNameError, match="'float16'"):
+        ops.OpSettings(dtype="float61")
+    with pytest.raises(MixzooError, match="There are: cpu"):
+        ops.OpSettings(device="nowhere")
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
@@ -114,7 +137,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 
 def test_the_report_names_growth_and_gain() -> None:
     rows = [
-        ops.OpRow("o", name, side, 1, 32, 1, ms * side**2, 0.1 * side**2, 0.1, 2.0 / ms, 1.0)
+        ops.OpRow("o", name, side, 1, 32, 1, 1, "cpu", "float32", ms * side**2, 0.1 * side**2, 0.1, 2.0 / ms, 1.0)
         for name, ms in ((ops.REFERENCE, 2.0), ("fast", 1.0))
         for side in (28, 56)
     ]

@@ -163,7 +163,7 @@ def bench(
     models: Annotated[list[str] | None, typer.Argument(help="Names or globs of models.", show_default=False)] = None,
     form: Annotated[str, typer.Option(help="Of eager, deploy, compile, onnxruntime.")] = "eager,deploy",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of ONNX Runtime.")] = 2,
-    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images, or maps, a call.")] = 1,
     size: Annotated[str, typer.Option(help="224 or 192x256; each model's own by default.")] = "",
     against: Annotated[str, typer.Option(help="A baseline with the same weights: timm.")] = "",
     runs: Annotated[int, typer.Option(min=1, help="Interleaved turns that every form gets.")] = 30,
@@ -172,6 +172,8 @@ def bench(
     op: Annotated[str, typer.Option(help="A functional op instead of models: its implementations side by side.")] = "",
     sides: Annotated[str, typer.Option(help="With --op: maps of side x side tokens.")] = "14,28,56,112,128",
     heads: Annotated[str, typer.Option(help="With --op: head counts.")] = "2,4",
+    device: Annotated[str, typer.Option(help="With --op: cpu, cuda or mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="With --op: float32, bfloat16 or float16.")] = "float32",
     out: Annotated[Path | None, typer.Option(help="Write JSON lines to this file, model by model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
@@ -184,7 +186,8 @@ def bench(
     if op:
         if models:
             raise typer.BadParameter("give models or --op, not both.")
-        _bench_op(op, numbers(sides, "--sides"), numbers(heads, "--heads"), threads, out, as_json)
+        maps = {"sides": numbers(sides, "--sides"), "heads": numbers(heads, "--heads"), "batch": batch}
+        _bench_op(op, {**maps, "device": device, "dtype": dtype, "threads": threads}, out, as_json)
         return
     if not models:
         raise typer.BadParameter("name a model, or an op with --op.", param_hint="MODELS")
@@ -207,14 +210,12 @@ def bench(
         raise MixzooError("Nothing could be timed: the table says why.")
 
 
-def _bench_op(
-    name: str, sides: tuple[int, ...], heads: tuple[int, ...], threads: int, out: Path | None, as_json: bool
-) -> None:
+def _bench_op(name: str, options: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from ..bench import op_report, ops
     from .files import atomic_write
     from .machine import describe_machine
 
-    settings = ops.OpSettings(sides=sides, heads=heads, threads=threads)
+    settings = ops.OpSettings(**options)
     machine, rows = describe_machine(), []
     with progress(ops.count_steps(settings)) as step:
         for measured in ops.bench_op(name, settings, step):

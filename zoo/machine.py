@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .errors import MixzooError
+
 PACKAGES = ("mixzoo", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
 
@@ -29,6 +31,20 @@ def describe_machine() -> dict[str, Any]:
         "versions": versions(),
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def check_device(name: str) -> None:
+    """See that torch can compute on the device called ``name``.
+
+    Raises:
+        MixzooError: no such device here; the message names those that there are.
+    """
+    try:
+        torch.zeros(1, device=name).add_(1)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(kind for kind in ("cuda", "mps", "xpu") if getattr(torch, kind).is_available())]
+        cause = str(error).strip().splitlines()[0]
+        raise MixzooError(f"Device {name!r} cannot be used here ({cause}). There are: {', '.join(there)}.") from None
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 
 Run = Callable[[], object]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def waiting(run: Callable[[], Result], device: str) -> Callable[[], Result]:
+    """``run``, which on a device that works beside the processor returns only once its result is there."""
+    if torch.device(device).type == "cpu":
+        return run
+
+    def wait() -> Result:
+        result = run()
+        torch.accelerator.synchronize(device)
+        return result
+
+    return wait
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..geometry import Size
+from ..pooling import padded_avg_pool
 
 
 class PoolMixer(nn.Module):
@@ -18,7 +19,7 @@ class PoolMixer(nn.Module):
 
     def __init__(self, dim: int, grid: Size | None = None, kernel_size: int = 3) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(kernel_size, stride=1, padding=kernel_size // 2, count_include_pad=False)
+        self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x) - x
+        return padded_avg_pool(x, self.kernel_size) - x

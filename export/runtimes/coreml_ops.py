@@ -122,25 +122,43 @@ def _conv(a: Arguments) -> Tensor:
     return function(x, weight, a.optional("bias"), strides, 0, dilations, a.plain("groups", 1))
 
 
-def _pool(a: Arguments) -> tuple[Tensor, list[int], list[int], list[int]]:
-    """Input, kernel, strides and padding of a pool whose windows do not go beyond the padded input."""
+def _pool(a: Arguments) -> tuple[Tensor, list[int], list[int], list[int], list[int]]:
+    """Input, kernel, strides, padding, and what ceil_mode lets the last windows go beyond it, on every axis."""
     kernel = a.plain("kernel_sizes")
     strides = a.plain("strides", [1] * len(kernel))
     pad = _window_pad(a, kernel, strides, [1] * len(kernel))
-    sides = [side + before + after for side, before, after in zip(a["x"].shape[2:], pad[::2], pad[1::2], strict=True)]
-    if a.plain("ceil_mode", False) and any((n - k) % s for n, k, s in zip(sides, kernel, strides, strict=True)):
-        raise NotImplementedError("ceil_mode with windows that go beyond the input")
-    return a["x"], kernel, strides, last_first(pad)
+    beyond = [0] * len(kernel)
+    if a.plain("ceil_mode", False):
+        ends = zip(a["x"].shape[2:], pad[::2], pad[1::2], kernel, strides, strict=True)
+        beyond = [_beyond(side + before, after, k, s, padded=before + after > 0) for side, before, after, k, s in ends]
+    return a["x"], kernel, strides, last_first(pad), beyond
+
+
+def _beyond(reach: int, after: int, kernel: int, stride: int, padded: bool) -> int:
+    """Positions past the padding that the last window of a pool in ceil_mode covers, by the definition in MIL.
+
+    Args:
+        reach: positions of the input and of the padding before it.
+        after: padding after it.
+        padded: whether there is padding at all; then no window may begin past ``reach``.
+    """
+    windows = -(-(reach + after - kernel) // stride) + 1
+    if padded and (windows - 1) * stride >= reach:
+        windows -= 1
+    return max(0, (windows - 1) * stride + kernel - reach - after)
 
 
 def _max_pool(a: Arguments) -> Tensor:
-    x, kernel, strides, pad = _pool(a)
+    x, kernel, strides, pad, beyond = _pool(a)
+    pad = [n + beyond[-1 - i // 2] if i % 2 else n for i, n in enumerate(pad)]
     function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
     return function(F.pad(x, pad, value=float("-inf")), kernel, strides)
 
 
 def _avg_pool(a: Arguments) -> Tensor:
-    x, kernel, strides, pad = _pool(a)
+    x, kernel, strides, pad, beyond = _pool(a)
+    if any(beyond):
+        raise NotImplementedError("ceil_mode with windows that go beyond the input: MIL does not tell their divisor")
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
     mean = function(F.pad(x, pad), kernel, strides)
     if not a.plain("exclude_padding_from_average", False) or not any(pad):
