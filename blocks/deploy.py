@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -25,10 +25,11 @@ from torch import nn
 
 from .affine import is_plain
 from .fuse import fuse_chain
-from .packed import pack
+from .packed import named_within, pack
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _DROPPED = (nn.Dropout, nn.Dropout2d, DropPath, nn.Identity)
+_ACT = " activation"  # at the end of the path of the second half of a module; no name has a blank
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def fold(model: ModuleT) -> ModuleT:
     """
     result = copy.deepcopy(model).eval()
     if deploy_form(model) is None:
-        result = _walk(_reparameterized(result))  # type: ignore[assignment]
+        result = _walk(_unshare(_reparameterized(result)))  # type: ignore[assignment]
         result.deploy_form = "folded"  # type: ignore[assignment]
     return result.requires_grad_(False)
 
@@ -56,8 +57,10 @@ def deploy(model: ModuleT, compile: bool = False) -> ModuleT:
     result = fold(model)
     if deploy_form(result) != "deployed":
         result = pack(result)  # type: ignore[assignment]
-        result = result.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        result.deploy_form = "deployed"
+        for tensor in (*result.parameters(), *result.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.contiguous(memory_format=torch.channels_last)
+        result.deploy_form = "deployed"  # type: ignore[assignment]
     return torch.compile(result) if compile else result  # type: ignore[return-value]
 
 
@@ -81,18 +84,33 @@ def _reparameterized(model: nn.Module) -> nn.Module:
         torch.set_default_dtype(before)
 
 
-def _walk(module: nn.Module) -> nn.Module:
+def _unshare(model: nn.Module) -> nn.Module:
+    """``model`` with a copy for every further use of a module: what folds into one use is not for another."""
+    seen: set[int] = set()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if id(child) in seen:
+                setattr(module, name, copy.deepcopy(child))
+            seen.add(id(child))
+    return model
+
+
+def _walk(module: nn.Module, names: bool = False) -> nn.Module:
+    """``module`` folded, in place where it can; with ``names``, everything in a Sequential is found where it was."""
+    inner = named_within(module, names)
     for name, child in module.named_children():
-        setattr(module, name, _walk(child))
+        setattr(module, name, _walk(child, inner))
     if is_plain(module, ConvMlp):
-        module = nn.Sequential(OrderedDict((n, getattr(module, n)) for n in ("fc1", "norm", "act", "fc2")))
+        parts = ("fc1", "norm", "act", "drop", "fc2")
+        module = nn.Sequential(OrderedDict((part, getattr(module, part)) for part in parts))
     if is_plain(module, *_DROPPED):
         return nn.Identity()
     folded: Callable[[], nn.Module] | None = getattr(module, "folded", None)
     if folded is not None:
-        replaced = folded()
-        return _chain(replaced) if type(replaced) is nn.Sequential else replaced
-    return _chain(module) if type(module) is nn.Sequential else module
+        module = folded()
+    if type(module) is not nn.Sequential:
+        return module
+    return _refill(module, fuse_chain(_flat(module))) if names else _chain(module)
 
 
 def _chain(sequence: nn.Sequential) -> nn.Module:
@@ -100,21 +118,33 @@ def _chain(sequence: nn.Sequential) -> nn.Module:
     fused = fuse_chain(_flat(sequence))
     if len(fused) == 1:
         return next(iter(fused.values()))
-    return nn.Sequential(fused)
+    return nn.Sequential(OrderedDict((path.replace(".", "_"), module) for path, module in fused.items()))
 
 
-def _flat(sequence: nn.Sequential) -> OrderedDict[str, nn.Module]:
+def _flat(sequence: nn.Sequential, prefix: str = "") -> OrderedDict[str, nn.Module]:
+    """What ``sequence`` and those within it run, by paths; batch norms with an activation are two."""
     flat: OrderedDict[str, nn.Module] = OrderedDict()
     for name, module in sequence.named_children():
+        path = prefix + name
         if type(module) is nn.Sequential:
-            flat.update((f"{name}_{inner}", m) for inner, m in _flat(module).items())
+            flat.update(_flat(module, f"{path}."))
         elif is_plain(module, BatchNormAct2d):
-            flat[name], act = _parts(module)
-            if not is_plain(act, nn.Identity):
-                flat[f"{name}_act"] = act
-        elif not is_plain(module, nn.Identity):
-            flat[name] = module
-    return flat
+            flat[path], flat[path + _ACT] = _parts(module)
+        else:
+            flat[path] = module
+    return OrderedDict((path, module) for path, module in flat.items() if not is_plain(module, nn.Identity))
+
+
+def _refill(sequence: nn.Sequential, fused: Mapping[str, nn.Module], prefix: str = "") -> nn.Sequential:
+    """``sequence`` with ``fused`` in the places of their paths, and identities where nothing is left."""
+    for name, module in sequence.named_children():
+        path = prefix + name
+        if type(module) is nn.Sequential:
+            _refill(module, fused, f"{path}.")
+            continue
+        parts = [fused[key] for key in (path, path + _ACT) if key in fused]
+        setattr(sequence, name, nn.Sequential(*parts) if len(parts) > 1 else (parts or [nn.Identity()])[0])
+    return sequence
 
 
 def _parts(module: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -88,14 +88,29 @@ class PooledExcite(nn.Module):
         return x * self.gate(self.fc2(self.act(squeezed)))
 
 
-def pack(module: nn.Module) -> nn.Module:
-    """``module`` with its convolutions packed and fused with their neighbours, in place where it can."""
+def named_within(module: nn.Module, names: bool) -> bool:
+    """Whether what a Sequential in ``module`` holds has to stay where it is: code that is not ours may ask for it.
+
+    Args:
+        names: the same of the module that holds ``module``; what is in a Sequential of a Sequential goes with it.
+    """
+    if type(module) is nn.Sequential:
+        return names
+    return type(module).__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+def pack(module: nn.Module, names: bool = False) -> nn.Module:
+    """``module`` with its convolutions packed and fused with their neighbours, in place where it can.
+
+    With ``names``, everything in a Sequential is found where it was, see `named_within`.
+    """
     if isinstance(module, nn.Conv2d) and is_plain(module, nn.Conv2d) and module.padding_mode == "zeros":
         return module if isinstance(module.padding, str) else PackedConv2d(module)
+    inner = named_within(module, names)
     for name, child in module.named_children():
-        setattr(module, name, pack(child))
+        setattr(module, name, pack(child, inner))
     if type(module) is nn.Sequential:
-        return _fuse_acts(module)
+        return _fuse_acts(module, names)
     if type(module) is SqueezeExcite and not module.add_maxpool and isinstance(module.bn, nn.Identity):
         return PooledExcite(module)
     if type(module) is FoldedResidual and _ends_in_conv(module.fn):
@@ -108,15 +123,20 @@ def _ends_in_conv(fn: nn.Module) -> bool:
     return isinstance(last, PackedConv2d) and last.shape.act == "none"
 
 
-def _fuse_acts(sequence: nn.Sequential) -> nn.Sequential:
-    """``sequence`` with each activation that follows a convolution moved into it."""
+def _fuse_acts(sequence: nn.Sequential, names: bool) -> nn.Sequential:
+    """``sequence`` with each activation that follows a convolution moved into it; ``names`` as in `pack`."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     previous: nn.Module | None = None
     for name, module in sequence.named_children():
+        if names and is_plain(module, nn.Identity):
+            modules[name] = module
+            continue
         if isinstance(previous, PackedConv2d) and previous.shape.act == "none":
             act = _ACTS.get(type(module)) if getattr(module, "approximate", "none") == "none" else None
             if act:
                 _set_act(previous, act)
+                if names:
+                    modules[name] = nn.Identity()
                 continue
             if isinstance(module, SquaredReLU | ShiftedSquaredReLU):
                 _set_act(previous, "relu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,9 +133,41 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "weights of a hook": lambda: nn.Sequential(hooked_weight_norm(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8)),
     "no statistics": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)),
     "a subclass of identity": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), Doubled(), nn.ReLU()),
+    "what other code asks for": lambda: Named(),
+    "a layer of two chains": lambda: Shared(),
+    "weights of five axes": lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Conv3d(2, 2, (1, 3, 3))),
     "excitation by the greatest too": lambda: SqueezeExcite(8, rd_channels=4, add_maxpool=True),
     "excitation with a norm": lambda: SqueezeExcite(8, rd_channels=4, norm_layer=nn.BatchNorm2d),
 }
+
+
+class Named(nn.Module):
+    """Code that asks for what its Sequentials hold, by name and by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(8, 8, 3), BatchNormAct2d(8))
+        self.blocks = nn.Sequential(nn.Sequential(OrderedDict(conv=nn.Conv2d(8, 8, 1), drop=nn.Dropout(0.1))))
+        self.head = nn.Sequential(nn.Sequential(nn.BatchNorm2d(8), nn.Identity()), nn.Conv2d(8, 8, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem[1](self.stem[0](x))
+        for block in self.blocks:
+            x = x + block.drop(block.conv(x))
+        assert len(self.blocks) == 1
+        return self.head[2](self.head[1](self.head[0][0](x)))
+
+
+class Shared(nn.Module):
+    """One convolution before two batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = nn.Conv2d(8, 8, 1)
+        self.a, self.b = nn.Sequential(conv, nn.BatchNorm2d(8)), nn.Sequential(conv, nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
 
 
 class Doubled(nn.Identity):
