@@ -15,6 +15,9 @@ from .affine import is_plain
 from .residual import FoldedResidual
 
 _ACTS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
+_ASKED = (  # of a convolution by code that is not ours
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+)  # fmt: skip
 
 
 class PackedConv2d(nn.Module):
@@ -27,6 +30,8 @@ class PackedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, act: str = "none") -> None:
         super().__init__()
+        for name in _ASKED:
+            setattr(self, name, getattr(conv, name))
         self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         padding, stride, dilation = (tuple(int(n) for n in p) for p in (conv.padding, conv.stride, conv.dilation))

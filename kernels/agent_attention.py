@@ -8,8 +8,9 @@ Time O((N + M) n D). Memory O((N + M) n) a head, and O(N + M) for the fused cand
 `scaled_dot_product_attention`: linear in the positions either way, as n does not grow with them. The channel-major
 candidate keeps positions adjacent in memory, as a map has them, so that nothing is transposed; its second softmax runs
 across the agents.
-Served by: CUDA and MPS, the fused candidate, whose kernels take a bias as a mask; the CPU, the same from 32 agents on,
-below that channel-major, or the reference where channels are adjacent.
+Served by: MPS, and CUDA in half precision, the fused candidate, whose kernels take a bias as a mask; CUDA in float32,
+or with gradients of many queries, the reference (H200); the CPU, the fused one from 32 agents on, below that
+channel-major, or the reference where channels are adjacent.
 Source: Han et al., arXiv:2312.08874, equation 6.
 """
 
@@ -23,9 +24,10 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .attention import attention_reference
-from .dispatch import Candidate, Op
+from .dispatch import Candidate, Op, wants_gradient
 
 FEW_AGENTS, MANY_AGENTS = 12, 32  # where candidates cross over, measured at 14 to 128 squared
+MANY_QUERIES = 1024  # on a GPU, with gradients; measured at 14, 28 and 56 squared
 
 
 def agent_attention_reference(
@@ -74,15 +76,24 @@ def _fused_unsupported(
     bias_in: Tensor | None = None,
     bias_out: Tensor | None = None,
 ) -> str | None:
+    if q.device.type == "cuda":
+        return _slow_on_cuda(q, k, v, bias_in, bias_out)
     if q.device.type != "cpu":
         return None
     if agents.shape[2] < MANY_AGENTS:
         return "the fused kernel of the CPU takes longer than plain products for so few agents"
     if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
         return "the fused kernel needs head channels to be adjacent in memory (channels-last)"
-    biases = [b for b in (bias_in, bias_out) if b is not None]
-    if torch.is_grad_enabled() and any(b.requires_grad for b in biases):
+    if wants_gradient(bias_in, bias_out):
         return "the fused kernel of the CPU gives a bias no gradient"
+    return None
+
+
+def _slow_on_cuda(q: Tensor, *others: Tensor | None) -> str | None:
+    if q.dtype == torch.float32:
+        return "in float32 plain products are as fast on a GPU, and two to three times with gradients"
+    if q.shape[2] > MANY_QUERIES and wants_gradient(q, *others):
+        return f"with gradients plain products are faster on a GPU from {MANY_QUERIES} queries on"
     return None
 
 

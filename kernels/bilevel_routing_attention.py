@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, exporting, known, opaque, triton_unsupported
+from .dispatch import Candidate, Op, exporting, known, opaque, triton_unsupported, wants_gradient
 from .precision import without_autocast
 from .windows import Size, from_windows, to_tokens
 
@@ -171,7 +171,7 @@ def _attend_gathered(
 
 def _joined(k: Tensor, v: Tensor) -> Tensor | None:
     """The channels-last map of which ``k`` and then ``v`` are the channels, if there is one: it is copied in one go."""
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)):
+    if torch.compiler.is_compiling() or wants_gradient(k, v):
         return None
     channels = k.shape[1] + v.shape[1]
     if k.stride() != v.stride() or k.stride(1) != 1 or k.stride(3) < channels:

@@ -9,7 +9,8 @@ O(B C H W). The reference is `torch.nn.functional.conv2d`; it runs on MPS, and w
 - channels_last, on the CPU: the same convolution on a channels-last copy. oneDNN's kernels for planes are direct ones
   for sides up to 13 and small dilations only, and twenty times slower above; its general one for channels-last is not.
 - triton, on CUDA: above 13 taps a side, where PyTorch and cuDNN read the map once for every tap, rows of taps become
-  band matrices for tensor cores. Half precision is summed in float32. Its gradients are Triton's, too.
+  band matrices for tensor cores. Half precision is summed in float32. Its gradients are Triton's, too. On an H200, 31
+  taps at batch 64: twice as fast as cuDNN in half precision, with gradients 1.3 to 4 times in any; cuDNN keeps float32.
 
 A large kernel may be decomposed, as VAN does (arXiv:2202.09741): see `decomposed`.
 """
@@ -24,7 +25,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op, opaque, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported, wants_gradient
 from .precision import as_autocast
 
 Pair = tuple[int, int]
@@ -64,7 +65,11 @@ def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: in
 
 
 def _cropped_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> str | None:
-    return None if any(_spare(x, weight, dilation)) else "every tap meets the map from some position"
+    if not any(_spare(x, weight, dilation)):
+        return "every tap meets the map from some position"
+    if x.device.type == "cuda" and not wants_gradient(x, weight, bias):
+        return "cuDNN's convolution forward is faster than the cut on so small a map"
+    return None
 
 
 def _channels_last(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
@@ -134,6 +139,8 @@ def _fused_unsupported(x: Tensor, weight: Tensor, bias: Tensor | None = None, di
         return reason
     if max(weight.shape[2:]) <= DIRECT_SIDE:
         return f"kernels of at most {DIRECT_SIDE} taps a side are left to cuDNN"
+    if not wants_gradient(x, weight, bias) and (x.dtype == torch.float32 or any(_spare(x, weight, dilation))):
+        return "without a gradient cuDNN is faster in float32, and on maps smaller than the kernel"
     if (weight.shape[3] - 1) * dilation >= MAX_REACH:
         return (
             f"a row of taps that reaches over more than {MAX_REACH} positions does not fit the registers of a program"

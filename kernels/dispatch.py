@@ -84,6 +84,11 @@ def triton_unsupported(width: int, *operands: Tensor) -> str | None:
     return None
 
 
+def wants_gradient(*operands: Tensor | None) -> bool:
+    """Whether the gradient of any of ``operands`` is asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+
+
 @torch.compiler.assume_constant_result
 def _has_triton() -> bool:
     """Whether it is installed; a compiler need not look into how that is found out."""

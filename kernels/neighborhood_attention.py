@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Candidate, Op, known, opaque, triton_unsupported
+from .dispatch import Candidate, Op, known, opaque, triton_unsupported, wants_gradient
 from .neighborhood_bands import by_residues, from_residues, neighborhood_attention_banded
 from .neighborhood_gradient import neighborhood_attention_gradients
 from .neighborhood_tiles import TilePlan, additive_masks, map_of, rows_of, take_tiles, tile_plan
@@ -121,7 +121,7 @@ def _tiled(
     plan = tile_plan((q.shape[2], q.shape[3]), kernel_size, dilation, q.device)
     masks = additive_masks(plan, bias, q)
     rows = [rows_of(t) for t in (q, k, v)]
-    whole = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    whole = wants_gradient(q, k, v)
     step = plan.num_tiles if whole else TILES_AT_ONCE
     images = batch if whole else max(1, TILES_AT_ONCE // plan.num_tiles)
     out = [

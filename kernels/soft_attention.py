@@ -18,8 +18,8 @@ With one landmark or two, c is an eigenvalue of P, which 2 / c^2 sends to zero i
 halved. In the authors' code of SOFT++, c and the halving are those of the whole batch, so that an image's answer
 depends on the images beside it. Here they are those of one image, which is the same for a batch of one.
 Half-precision inputs are computed in float32, as squared distances leave the range of half precision.
-Served by: CUDA, Triton where no gradient is wanted; any device, the tiled candidate likewise for kernels of more than
-four million numbers, and the channel-major one otherwise.
+Served by: CUDA, Triton in float32 where no gradient is wanted; any device, the tiled candidate without a gradient for
+kernels of more than four million numbers, and the channel-major one otherwise.
 Sources: arXiv:2110.11945 (SOFT), arXiv:2207.03341 (SOFT++).
 """
 
@@ -31,7 +31,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, opaque, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported, wants_gradient
 from .precision import accumulated, without_autocast
 
 NEWTON_STEPS = 20
@@ -114,7 +114,7 @@ def _newton(matrix: Tensor, scale: Tensor) -> Tensor:
 
     All iterates are polynomials of the matrix, and ``1 - scale * x^2`` squares in every step for an eigenvalue x.
     """
-    if matrix.device.type != "cpu" or (torch.is_grad_enabled() and matrix.requires_grad):
+    if matrix.device.type != "cpu" or wants_gradient(matrix):
         return _batched_newton(matrix, scale)
     values, vectors = torch.linalg.eigh(matrix)
     values = torch.where(values.abs() < TINY, TINY, values)
@@ -204,7 +204,7 @@ def _tiled(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> 
 
 
 def _tiled_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> str | None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, landmarks, v)):
+    if wants_gradient(q, landmarks, v):
         return "tiles keep nothing for a backward pass"
     if q.numel() // q.shape[-1] * landmarks.shape[-2] <= WHOLE:
         return "a kernel this small is faster whole"
@@ -225,9 +225,11 @@ def _fused(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> 
 
 
 def _fused_unsupported(q: Tensor, landmarks: Tensor, v: Tensor, symmetric: bool = False) -> str | None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, landmarks, v)):
+    if wants_gradient(q, landmarks, v):
         return "the Triton kernel keeps nothing for a backward pass"
     reason = triton_unsupported(max(q.shape[-1], v.shape[-1]), q, landmarks, v)
+    if reason is None and q.dtype != torch.float32:
+        return "in half precision the transposed products are faster on tensor cores"
     return reason or _channel_major_unsupported(q, landmarks, v)
 
 

@@ -88,12 +88,15 @@ def test_what_runs_where() -> None:
 
 @needs_triton
 def test_reasons_against_triton() -> None:
-    def reason(side: int, dilation: int = 1, dtype: torch.dtype = torch.float32, device: str = "cuda") -> str:
+    def reason(
+        side: int, dilation: int = 1, dtype: torch.dtype = torch.float32, device: str = "cuda", train: bool = True
+    ) -> str:
         with FakeTensorMode():
             x, weight = (torch.empty(s, device=device, dtype=dtype) for s in ((1, 4, 56, 56), (4, 1, side, side)))
-            return str(DEPTHWISE_CONV2D_OP.explain(x, weight, None, dilation)["triton"])
+            return str(DEPTHWISE_CONV2D_OP.explain(x.requires_grad_(train), weight, None, dilation)["triton"])
 
     assert reason(31) == reason(15, 2) == reason(31, dtype=torch.bfloat16) == "None"
+    assert reason(31, dtype=torch.bfloat16, train=False) == "None" and "faster in float32" in reason(31, train=False)
     assert "not on cpu" in reason(31, device="cpu") and "32 bits" in reason(31, dtype=torch.float64)
     assert "left to cuDNN" in reason(13) and "96 positions" in reason(33, 3)
 
