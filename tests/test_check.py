@@ -98,8 +98,18 @@ def test_calls_of_one_reason_in_one_module_are_counted() -> None:
     assert finding.count == 2 and finding.shape == (1, 8, 14, 16, 3)
 
 
-def test_what_only_moves_may_have_any_rank_in_core_ml() -> None:
-    assert not findings(lambda x: x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(16, 128), "coreml")
+def test_what_only_moves_may_have_any_rank_in_some() -> None:
+    for target in ("coreml", "ncnn"):
+        assert not findings(lambda x: x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(16, 128), target)
+
+
+def test_rows_may_be_taken_from_any_rank_for_ncnn() -> None:
+    def packed(x: Tensor) -> Tensor:
+        q, k, v = x[:, :6].reshape(16, 16, 3, 2, 1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q + k * v
+
+    assert not findings(packed, "ncnn")
+    assert findings(lambda x: (x.reshape(8, 2, 2, 8, 8) * 2).sum(0), "ncnn")
 
 
 def test_what_runs_but_not_fast_is_no_refusal() -> None:

@@ -21,6 +21,7 @@ _MOVES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "t", "mT"}
     | {"clone", "contiguous", "alias"}
 )
+_CUTS = frozenset(("unbind", "select", "slice"))
 _VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
 
 
@@ -108,15 +109,16 @@ def _types(call: Call, rules: Rules) -> Note | None:
 
 def _rank(call: Call, rules: Rules) -> Note | None:
     rank = max(t.ndim - (rules.drops_batch and t.ndim > 0 and t.shape[0] == 1) for t in call.outputs)
-    if rules.max_rank is None or rank <= rules.max_rank or (rules.moves_any_rank and _only_moves(call)):
+    if rules.max_rank is None or rank <= rules.max_rank or (rules.moves_any_rank and _only_moves(call, rules)):
         return None
     return notes.too_many_axes(rank, rules.max_rank, rules.rank_source)
 
 
-def _only_moves(call: Call) -> bool:
-    """Whether the call, and what uses its output, only move elements."""
-    return call.name in _MOVES and all(
-        getattr(getattr(user.target, "overloadpacket", None), "__name__", "") in _MOVES for user in call.node.users
+def _only_moves(call: Call, rules: Rules) -> bool:
+    """Whether the call, and what uses its output, only move elements, or take rows where the target may."""
+    moves = _MOVES | _CUTS if rules.cuts_any_rank else _MOVES
+    return call.name in moves and all(
+        getattr(getattr(user.target, "overloadpacket", None), "__name__", "") in moves for user in call.node.users
     )
 
 

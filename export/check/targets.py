@@ -30,6 +30,7 @@ class Rules:
         drops_batch: whether a first axis of one image does not count.
         rank_source: where that is from.
         moves_any_rank: whether tensors above it may be moved about, if nothing is computed with them.
+        cuts_any_rank: whether rows may be taken from them, too.
         no_complex, no_double: whether it lacks complex numbers and float64.
         data_dependent: whether it takes shapes that follow from values.
         refused: operators that it is known not to take, though the table or their parts may say so.
@@ -51,6 +52,7 @@ class Rules:
     rank_source: str = ""
     drops_batch: bool = False
     moves_any_rank: bool = False
+    cuts_any_rank: bool = False
     no_complex: bool = True
     no_double: bool = False
     data_dependent: bool = False
@@ -134,6 +136,8 @@ _ALL = (
         max_rank=4,
         rank_source="https://github.com/Tencent/ncnn/blob/master/src/mat.h: w, h, d and c",
         drops_batch=True,
+        moves_any_rank=True,
+        cuts_any_rank=True,
         no_double=True,
         refused={**notes.REFUSED_BY_NCNN, **_WINDOWS, **_TRANSFORMS},
         folds=True,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ExportError
+from . import ncnn_ranks
 
 _TINY = 1e-37  # of float32's normal numbers
 _HUGE = 1e38  # times any difference of float32's normal numbers is more than one
@@ -33,7 +34,7 @@ def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     shape = _sides(x)
     known = math.prod(side for side in sizes if side != -1)
     parts = (shape[dim] // known if side == -1 else side for side in sizes)
-    return x.reshape(*shape[: dim % x.ndim], *parts, *shape[dim % x.ndim + 1 :])
+    return ncnn_ranks.reshape(x, [*shape[: dim % x.ndim], *parts, *shape[dim % x.ndim + 1 :]])
 
 
 def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -95,6 +96,8 @@ def _getitem(x: Tensor, index: Any) -> Tensor:
     """Slices with steps as rows of blocks, rows by their numbers as a product with ones and zeros: ncnn has neither."""
     if isinstance(index, Tensor):
         return _rows_at(x, index)
+    if (found := ncnn_ranks.item(x, index)) is not None:
+        return found
     parts = index if isinstance(index, tuple) else (index,)
     if all(isinstance(part, slice) or part is Ellipsis for part in parts):
         return _stepped(x, _spread(parts, x.ndim))
@@ -167,6 +170,9 @@ def _numbers(count: int) -> Tensor:
 
 def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis, shape = dim % x.ndim, _sides(x)
+    few = [ncnn_ranks.chosen(x, axis, i, None) for i in range(shape[axis])]
+    if None not in few:
+        return tuple(few)  # type: ignore[arg-type]
     rest, count = (*shape[:axis], *shape[axis + 1 :]), shape[axis]
     if axis == 0:  # which pnnx takes for the batch
         x, axis = x.reshape(1, count, -1), 1
@@ -187,6 +193,7 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 
 
 PARTS: dict[Any, Any] = {
+    **ncnn_ranks.PARTS,
     Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
     Tensor.size: _size,
     Tensor.__getitem__: _getitem,

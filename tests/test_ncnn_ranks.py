@@ -1,0 +1,113 @@
+"""Tensors of many axes in ncnn, which has four: windows and heads as other code writes them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mixzoo.export import get_target
+from mixzoo.export.capture import Capture
+from mixzoo.export.rewriting import Rewriting
+from mixzoo.export.runtimes.ncnn_parts import PARTS
+from mixzoo.export.runtimes.ncnn_ranks import MOST, Blocks
+from mixzoo.zoo.fill import fill_
+from support import TOLERANCE, image, rel_err
+from torch import Tensor, nn
+
+SIDES, WIDTH = (8, 12), 6
+
+
+def test_blocks_are_moved_and_cut_as_torch_does_it_in_few_axes() -> None:
+    choice = random.Random(0)
+    for _ in range(500):
+        rank = choice.randint(1, 7)
+        sizes = tuple(choice.choice((1, 2, 3, 4)) for _ in range(rank))
+        order = tuple(choice.sample(range(rank), rank))
+        base = torch.arange(math.prod(sizes))
+        blocks, expected = Blocks(base, sizes, order), base.reshape(sizes).permute(order)
+        assert blocks.shape == expected.shape
+        axis = choice.randrange(rank)
+        at = choice.randrange(expected.shape[axis])
+        for got, wanted in (
+            (blocks, expected),
+            (blocks.chosen(axis, at, 1), expected.narrow(axis, at, 1)),
+            (blocks.chosen(axis, at, 1).without(axis), expected.select(axis, at)),
+        ):
+            flat = got.flat()
+            assert flat.ndim <= MOST and torch.equal(flat.reshape(wanted.shape), wanted)
+
+
+def windows(x: Tensor) -> Tensor:
+    """(B, C, H, W) to windows of 4 x 4 and back, by six axes, with the rows of a window in another order between."""
+    b, c, h, w = x.shape
+    x = x.permute(0, 2, 3, 1).view(b, h // 4, 4, w // 4, 4, c)
+    x = x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, 4, 4, c).flip(1)
+    x = x.view(-1, h // 4, w // 4, 4, 4, c).transpose(2, 3).reshape(-1, h, w, c)
+    return x.permute(0, 3, 1, 2)
+
+
+def heads(x: Tensor) -> Tensor:
+    """q, k and v of windows by five axes, and a mask for each window that is added with one axis more."""
+    b, c, h, w = x.shape
+    x = x.unflatten(2, (h // 4, 4)).unflatten(4, (w // 4, 4)).permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(0, 1)
+    x = x.flatten(1, 2)  # (windows, 16, C)
+    q, k, v = x.reshape(-1, 16, 3, 2, c // 6).permute(2, 0, 3, 1, 4).unbind(0)
+    logits = (q @ k.transpose(-2, -1)).view(1, -1, 2, 16, 16)
+    mask = torch.arange(6.0).reshape(6, 1, 1) * torch.eye(16)
+    logits = logits + mask.unsqueeze(1).unsqueeze(0)
+    out = (logits.view(-1, 2, 16, 16).softmax(-1) @ v).transpose(1, 2).reshape(b, h * w, -1)
+    return out.transpose(1, 2).unflatten(2, (h, w))
+
+
+def parts(x: Tensor) -> Tensor:
+    """Choices from five axes by numbers, slices and select."""
+    b, c, h, w = x.shape
+    blocks = x.reshape(b, 3, c // 3, h // 4, 4, w).permute(1, 0, 4, 2, 3, 5)
+    first, last = blocks[0], blocks.select(0, 2)[:, 1:3]
+    return first[:, 0].reshape(b, c // 3, -1, w) + last[:, :1].reshape(b, c // 3, -1, w)
+
+
+FORMS: list[Callable[[Tensor], Tensor]] = [windows, heads, parts]
+
+
+class Called(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_that_is_read_has_more_axes(form: Callable[[Tensor], Tensor]) -> None:
+    x = image((1, WIDTH, *SIDES)).float()
+    module = Called(form).eval()
+    with torch.no_grad(), Rewriting(PARTS):
+        traced = torch.jit.trace(module, x, check_trace=False)
+    assert torch.equal(traced(x), form(x))
+    graph = traced.inlined_graph
+    torch._C._jit_pass_dce(graph)
+    ranks = {
+        node.kind(): out.type().dim() for node in graph.nodes() for out in node.outputs() if out.isCompleteTensor()
+    }
+    assert ranks and max(ranks.values()) <= MOST, ranks
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_for_ncnn_agrees(form: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    for package in ("ncnn", "pnnx"):
+        pytest.importorskip(package)
+    x, target = image((1, 4, *SIDES)).float(), get_target("ncnn")
+    with torch.no_grad():
+        width = form(torch.zeros(1, WIDTH, *SIDES)).shape[1]
+    whole = nn.Sequential(nn.Conv2d(4, WIDTH, 1), Called(form), nn.Conv2d(width, 5, 1))
+    whole = fill_(whole).eval().requires_grad_(False)
+    target.export(Capture(whole, x, ()), tmp_path / "ranks.param", {})
+    (got,) = target.load(tmp_path / "ranks.param").outputs(x.numpy())
+    assert rel_err(torch.from_numpy(got), whole(x)) < 10 * TOLERANCE[torch.float32]
+    assert rel_err(torch.from_numpy(got), whole(x.flip(1))) > 1e-3
