@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import ExportError
 from .precision import Precision
+from .rewriting import CAPTURED, Rewriting
 from .shapes import Axes
 
 AXIS_INDEX = {"batch": 0, "height": 2, "width": 3}
@@ -92,7 +93,7 @@ class Capture:
 
     def _export(self, axes: Mapping[str, Any]) -> torch.export.ExportedProgram:
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), Rewriting(CAPTURED):
                 return torch.export.export(self.module, (self.example,), dynamic_shapes=_shapes(axes))
         except Exception as error:  # torch.export raises many kinds
             raise ExportError(f"torch.export cannot capture the model: {first_cause(error)}") from error

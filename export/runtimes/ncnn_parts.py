@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ExportError
+from ..rewriting import CAPTURED
 from . import ncnn_ranks
 
 _TINY = 1e-37  # of float32's normal numbers
@@ -193,6 +194,7 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 
 
 PARTS: dict[Any, Any] = {
+    **CAPTURED,
     **ncnn_ranks.PARTS,
     Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
     Tensor.size: _size,
