@@ -35,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, 
     lead = q.shape[:-2]
     if attn_mask is not None:
         attn_mask = _four(attn_mask.expand(*lead, q.shape[-2], k.shape[-2]))
-    out = F.scaled_dot_product_attention(*map(_four, (q, k, v)), attn_mask, *args, **options)
+    out = F.scaled_dot_product_attention(_four(q), _four(k), _four(v), attn_mask, *args, **options)
     return out.reshape(*lead, *out.shape[-2:])
 
 
