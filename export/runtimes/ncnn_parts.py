@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ExportError
-from ..rewriting import CAPTURED
-from . import ncnn_ranks
+from .ranks import Ranks
 
+RANKS = Ranks(4)
 _TINY = 1e-37  # of float32's normal numbers
 _HUGE = 1e38  # times any difference of float32's normal numbers is more than one
 
@@ -29,13 +29,6 @@ def _sides(x: Tensor) -> torch.Size:
 
 def _size(x: Tensor, dim: int | None = None) -> torch.Size | int:
     return _sides(x) if dim is None else _sides(x)[dim]
-
-
-def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
-    shape = _sides(x)
-    known = math.prod(side for side in sizes if side != -1)
-    parts = (shape[dim] // known if side == -1 else side for side in sizes)
-    return ncnn_ranks.reshape(x, [*shape[: dim % x.ndim], *parts, *shape[dim % x.ndim + 1 :]])
 
 
 def _baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -97,7 +90,7 @@ def _getitem(x: Tensor, index: Any) -> Tensor:
     """Slices with steps as rows of blocks, rows by their numbers as a product with ones and zeros: ncnn has neither."""
     if isinstance(index, Tensor):
         return _rows_at(x, index)
-    if (found := ncnn_ranks.item(x, index)) is not None:
+    if (found := RANKS.item(x, index)) is not None:
         return found
     parts = index if isinstance(index, tuple) else (index,)
     if all(isinstance(part, slice) or part is Ellipsis for part in parts):
@@ -169,11 +162,41 @@ def _numbers(count: int) -> Tensor:
     return torch.from_numpy(np.arange(count, dtype=np.float32))
 
 
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As products of four axes where there are more: pnnx would take the first one of those for the batch."""
+    if q.ndim <= RANKS.most or attn_mask is not None or is_causal or enable_gqa:
+        options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, **options)
+    lead, width = _sides(q)[:-2], _sides(q)[-1]
+    few = [RANKS.reshape(x, (-1, *_sides(x)[-3:])) for x in (q, k, v)]
+    logits = few[0] @ few[1].transpose(-2, -1) * (width**-0.5 if scale is None else scale)
+    out = logits.softmax(dim=-1) @ few[2]
+    return RANKS.reshape(out, (*lead, *_sides(out)[-2:]))
+
+
+def _repeat_interleave(x: Tensor, repeats: Any, dim: int | None = None, **options: Any) -> Tensor:
+    """As a repetition behind the axis, which pnnx knows."""
+    if dim is None or not isinstance(repeats, int):
+        return torch.repeat_interleave(x, repeats, dim, **options)
+    shape = [*_sides(x)]
+    rows = x.reshape(math.prod(shape[: dim % x.ndim + 1]), 1, -1).repeat(1, repeats, 1)
+    shape[dim] *= repeats
+    return rows.reshape(shape)
+
+
 def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis, shape = dim % x.ndim, _sides(x)
-    few = [ncnn_ranks.chosen(x, axis, i, None) for i in range(shape[axis])]
-    if None not in few:
-        return tuple(few)  # type: ignore[arg-type]
+    if (few := RANKS.unbound(x, dim)) is not None:
+        return few
     rest, count = (*shape[:axis], *shape[axis + 1 :]), shape[axis]
     if axis == 0:  # which pnnx takes for the batch
         x, axis = x.reshape(1, count, -1), 1
@@ -194,8 +217,10 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 
 
 PARTS: dict[Any, Any] = {
-    **CAPTURED,
-    **ncnn_ranks.PARTS,
+    **RANKS.parts(),
+    F.scaled_dot_product_attention: _attention,
+    torch.repeat_interleave: _repeat_interleave,
+    Tensor.repeat_interleave: _repeat_interleave,
     Tensor.shape.__get__: _sides,  # type: ignore[attr-defined]
     Tensor.size: _size,
     Tensor.__getitem__: _getitem,
@@ -203,8 +228,6 @@ PARTS: dict[Any, Any] = {
     Tensor.topk: _topk,
     torch.unbind: _unbind,
     Tensor.unbind: _unbind,
-    torch.unflatten: _unflatten,
-    Tensor.unflatten: _unflatten,
     torch.chunk: _chunk,
     Tensor.chunk: _chunk,
     torch.baddbmm: _baddbmm,

@@ -1,0 +1,270 @@
+"""Tensors of many axes as others of few, for runtimes that have no more: windows, putting them together, and heads.
+
+Code that cuts into windows reshapes to six axes, moves some, and joins them again. What such a tensor holds is known
+from the tensor that was reshaped, its `Blocks`; moves are noted, and once axes are joined or one is chosen, the same is
+written with as few axes as it takes. The tensors of many axes are made too, but nothing reads them: tracing leaves them
+out. Where something else does read one, it stays, and the target refuses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FEW = 4  # axes that every runtime has
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a tensor of many axes holds.
+
+    Attributes:
+        base: a tensor of few axes.
+        sizes: what it is reshaped to.
+        order: the axes of that, as they lie in the tensor.
+    """
+
+    base: Tensor
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.sizes[axis] for axis in self.order)
+
+    def permuted(self, axes: Sequence[int]) -> Blocks:
+        return Blocks(self.base, self.sizes, tuple(self.order[axis] for axis in axes))
+
+    def chosen(self, axis: int, start: int, length: int) -> Blocks:
+        """Some positions of an axis, which stays."""
+        at = self.order[axis]
+        before, after = math.prod(self.sizes[:at]), math.prod(self.sizes[at + 1 :])
+        rows = self.base.reshape(before, self.sizes[at] * after)
+        sizes = (*self.sizes[:at], length, *self.sizes[at + 1 :])
+        return Blocks(rows[:, start * after : (start + length) * after], sizes, self.order)
+
+    def without(self, axis: int) -> Blocks:
+        """An axis of one position left out."""
+        at = self.order[axis]
+        order = tuple(other - (other > at) for other in self.order if other != at)
+        return Blocks(self.base, self.sizes[:at] + self.sizes[at + 1 :], order)
+
+    def flat(self) -> Tensor:
+        """The numbers in the order in which they lie in the tensor, in few axes."""
+        sizes, order = _joined(self.sizes, self.order)
+        x, done = self.base, 1
+        while order != tuple(range(len(order))):
+            if len(order) + (done > 1) <= _FEW:
+                lead = (done,) if done > 1 else ()
+                return x.reshape(lead + sizes).permute((*range(len(lead)), *(axis + len(lead) for axis in order)))
+            at = order[0]  # this axis next, behind those that are done
+            before, size, after = math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :])
+            x = x.reshape(done, before, size, after) if done > 1 else x.reshape(before, size, after)
+            x = x.transpose(-3, -2)
+            done *= size
+            sizes = sizes[:at] + sizes[at + 1 :]
+            order = tuple(other - (other > at) for other in order[1:])
+        return x
+
+
+def _joined(sizes: tuple[int, ...], order: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The same move with axes of one position left out, and axes that stay side by side as one."""
+    wide = [axis for axis in order if sizes[axis] > 1]
+    behind = dict(pairwise(sorted(wide)))
+    groups: list[list[int]] = []
+    for axis in wide:
+        if groups and behind.get(groups[-1][-1]) == axis:
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+    places = sorted(range(len(groups)), key=lambda i: groups[i][0])
+    joined = (math.prod(sizes[axis] for axis in groups[i]) for i in places)
+    return tuple(joined), tuple(places.index(i) for i in range(len(groups)))
+
+
+def _blocks(x: Any) -> Blocks | None:
+    return getattr(x, _NOTE, None)
+
+
+_NOTE = "blocks_of_many_axes"
+_ALONG: tuple[Callable[..., Tensor], ...] = (torch.amax, torch.amin, torch.mean, torch.sum)
+
+
+class Ranks:
+    """Functions of tensors as torch has them, with the same arguments, that have no more than ``most`` axes.
+
+    Args:
+        most: axes that a runtime has, four or more.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """``x`` in ``shape``, one side of which may be -1."""
+        wanted = [int(side) for side in shape]  # in a trace they may be tensors
+        known = math.prod(side for side in wanted if side != -1)
+        count = math.prod(int(side) for side in x.shape)
+        shape = tuple(count // known if side == -1 else side for side in wanted)
+        blocks = _blocks(x)
+        if blocks is None and (len(shape) <= self.most or x.ndim > self.most):
+            return x.reshape(shape)
+        base = x if blocks is None else blocks.flat()
+        if len(shape) <= self.most:
+            return base.reshape(shape)
+        return self._noted(x.reshape(shape), Blocks(base, shape, tuple(range(len(shape)))))
+
+    def view(self, x: Tensor, *shape: Any, **options: Any) -> Tensor:
+        given = options.get("shape", shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        if isinstance(given, torch.dtype):
+            return x.view(given)
+        return self.reshape(x, [int(side) for side in given])
+
+    def flatten(self, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        shape = [int(side) for side in x.shape]
+        start, end = start_dim % x.ndim, end_dim % x.ndim
+        return self.reshape(x, [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
+
+    def unflatten(self, x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+        shape = [int(side) for side in x.shape]
+        known = math.prod(side for side in sizes if side != -1)
+        parts = (shape[dim] // known if side == -1 else side for side in sizes)
+        return self.reshape(x, [*shape[: dim % x.ndim], *parts, *shape[dim % x.ndim + 1 :]])
+
+    def unsqueeze(self, x: Tensor, dim: int) -> Tensor:
+        shape = [int(side) for side in x.shape]
+        shape.insert(dim % (x.ndim + 1), 1)
+        return self.reshape(x, shape) if len(shape) > self.most else x.unsqueeze(dim)
+
+    def permute(self, x: Tensor, *dims: Any, **options: Any) -> Tensor:
+        given = options.get("dims", dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+        axes = [axis % x.ndim for axis in given]
+        blocks = _blocks(x)
+        return self._noted(x.permute(axes), blocks and blocks.permuted(axes))
+
+    def transpose(self, x: Tensor, dim0: int, dim1: int) -> Tensor:
+        if _blocks(x) is None:
+            return x.transpose(dim0, dim1)
+        axes = list(range(x.ndim))
+        axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+        return self.permute(x, axes)
+
+    def contiguous(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return x if _blocks(x) is not None else x.contiguous(*args, **options)
+
+    def select(self, x: Tensor, dim: int, index: int) -> Tensor:
+        found = self._chosen(x, dim % x.ndim, index % int(x.shape[dim]), None)
+        return x.select(dim, index) if found is None else found
+
+    def item(self, x: Tensor, index: Any) -> Tensor | None:
+        """``x[index]`` for whole numbers and slices without steps; None for others, and where ``x`` has few axes."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if _blocks(x) is None or Ellipsis in parts or not all(isinstance(part, int | slice) for part in parts):
+            return None
+        axis = 0
+        for part in parts:
+            if isinstance(part, int):
+                x = self.select(x, axis, part)
+                continue
+            start, stop, step = part.indices(int(x.shape[axis]))
+            if step != 1:
+                return None
+            if (start, stop) != (0, int(x.shape[axis])):
+                found = self._chosen(x, axis, start, stop - start)
+                x = x.narrow(axis, start, stop - start) if found is None else found
+            axis += 1
+        return x
+
+    def unbound(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...] | None:
+        """`torch.unbind`; None where ``x`` has few axes."""
+        if _blocks(x) is None:
+            return None
+        return tuple(self.select(x, dim, i) for i in range(int(x.shape[dim])))
+
+    def of_two(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function`` of two tensors, number by number, without the axes in which both have one position."""
+
+        def compute(a: Any, b: Any, *args: Any, **options: Any) -> Any:
+            result = function(a, b, *args, **options)
+            if not isinstance(result, Tensor) or result.ndim <= self.most or args or options:
+                return result
+            shapes = [_shape(x, result.ndim) for x in (a, b)]
+            wide = [axis for axis in range(result.ndim) if any(shape[axis] > 1 for shape in shapes)]
+            if len(wide) > self.most:
+                return result
+            few = [_few(x, [shape[axis] for axis in wide]) for x, shape in zip((a, b), shapes, strict=True)]
+            shape = tuple(int(side) for side in result.shape)
+            return self._noted(result, Blocks(function(*few), shape, tuple(range(result.ndim))))
+
+        return compute
+
+    def along(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function`` that makes one number of all along an axis."""
+
+        def compute(x: Tensor, *args: Any, **options: Any) -> Any:
+            result = function(x, *args, **options)
+            blocks, dim = _blocks(x), options.get("dim", args[0] if args else None)
+            if blocks is None or not isinstance(dim, int) or len(args) > 1 or options.get("keepdim"):
+                return result
+            shape = blocks.shape
+            axis = dim % len(shape)
+            rows = blocks.flat().reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+            left = shape[:axis] + shape[axis + 1 :]
+            return self._noted(result, Blocks(function(rows, dim=1), left, tuple(range(len(left)))))
+
+        return compute
+
+    def _chosen(self, x: Tensor, axis: int, start: int, length: int | None) -> Tensor | None:
+        """``length`` positions of an axis, or one without the axis for None; None where ``x`` has few axes."""
+        blocks = _blocks(x)
+        if blocks is None:
+            return None
+        cut = blocks.chosen(axis, start, length or 1)
+        if length is None:
+            return self._noted(x.select(axis, start), cut.without(axis))
+        return self._noted(x.narrow(axis, start, length), cut)
+
+    def _noted(self, x: Tensor, blocks: Blocks | None) -> Tensor:
+        """``x``, which holds ``blocks``; the same in few axes where it has no more."""
+        if blocks is None:
+            return x
+        if len(blocks.order) <= self.most:
+            return blocks.flat().reshape(blocks.shape)
+        setattr(x, _NOTE, blocks)
+        return x
+
+    def parts(self) -> dict[Any, Callable[..., Any]]:
+        """What stands for functions of torch."""
+        add, mul = self.of_two(torch.add), self.of_two(torch.mul)
+        along = {getattr(of, f.__name__): self.along(f) for f in _ALONG for of in (torch, Tensor)}
+        return {
+            **along,
+            **dict.fromkeys((Tensor.reshape, Tensor.view, torch.reshape), self.view),
+            **dict.fromkeys((Tensor.flatten, torch.flatten), self.flatten),
+            **dict.fromkeys((Tensor.unflatten, torch.unflatten), self.unflatten),
+            **dict.fromkeys((Tensor.unsqueeze, torch.unsqueeze), self.unsqueeze),
+            **dict.fromkeys((Tensor.permute, torch.permute), self.permute),
+            **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.swapaxes), self.transpose),
+            **dict.fromkeys((Tensor.select, torch.select), self.select),
+            **dict.fromkeys((Tensor.__add__, Tensor.add, torch.add), add),
+            **dict.fromkeys((Tensor.__mul__, Tensor.mul, torch.mul), mul),
+            Tensor.contiguous: self.contiguous,
+        }
+
+
+def _shape(x: Any, rank: int) -> list[int]:
+    sides = [int(side) for side in x.shape] if isinstance(x, Tensor) else []
+    return [1] * (rank - len(sides)) + sides
+
+
+def _few(x: Any, shape: Sequence[int]) -> Any:
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        return x
+    blocks = _blocks(x)
+    return (x if blocks is None else blocks.flat()).reshape(tuple(shape))
