@@ -118,16 +118,21 @@ def test_nothing_that_is_read_has_more_axes(form: Callable[[Tensor], Tensor]) ->
     assert ranks and max(ranks.values()) <= RANKS.most, ranks
 
 
+PACKAGES = {"ncnn": ("ncnn", "pnnx"), "coreml": ("coremltools",)}
+
+
+@pytest.mark.parametrize("target", PACKAGES)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_for_ncnn_agrees(form: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    for package in ("ncnn", "pnnx"):
+def test_a_file_agrees(form: Callable[[Tensor], Tensor], target: str, tmp_path: Path) -> None:
+    for package in PACKAGES[target]:
         pytest.importorskip(package)
-    x, target = image((1, 4, *SIDES)).float(), get_target("ncnn")
+    x, runtime = image((1, 4, *SIDES)).float(), get_target(target)
     with torch.no_grad():
         width = form(torch.zeros(1, WIDTH, *SIDES)).shape[1]
     whole = nn.Sequential(nn.Conv2d(4, WIDTH, 1), Called(form), nn.Conv2d(width, 5, 1))
     whole = fill_(whole).eval().requires_grad_(False)
-    target.export(Capture(whole, x, ()), tmp_path / "ranks.param", {})
-    (got,) = target.load(tmp_path / "ranks.param").outputs(x.numpy())
+    path = tmp_path / f"ranks{runtime.suffix}"
+    runtime.export(Capture(whole, x, ()), path, {})
+    (got,) = runtime.load(path).outputs(x.numpy())
     assert rel_err(torch.from_numpy(got), whole(x)) < 10 * TOLERANCE[torch.float32]
     assert rel_err(torch.from_numpy(got), whole(x.flip(1))) > 1e-3

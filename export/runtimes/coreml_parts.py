@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from ..constants import fold_constants
 from .nearest import nearest
+from .ranks import Ranks
 
 
 def convertible(graph: GraphModule) -> GraphModule:
@@ -42,6 +43,7 @@ def _reciprocal(x: Tensor) -> Tensor:
 
 
 IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
+    **Ranks(5).operators(),
     torch.ops.aten.addcmul.default: _addcmul,
     torch.ops.aten.baddbmm.default: _baddbmm,
     torch.ops.aten.chunk.default: _chunk,

@@ -158,6 +158,9 @@ class Ranks:
     def contiguous(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return x if _blocks(x) is not None else x.contiguous(*args, **options)
 
+    def clone(self, x: Tensor, **options: Any) -> Tensor:
+        return x if _blocks(x) is not None else x.clone(**options)
+
     def select(self, x: Tensor, dim: int, index: int) -> Tensor:
         found = self._chosen(x, dim % x.ndim, index % int(x.shape[dim]), None)
         return x.select(dim, index) if found is None else found
@@ -180,6 +183,15 @@ class Ranks:
                 x = x.narrow(axis, start, stop - start) if found is None else found
             axis += 1
         return x
+
+    def unbind(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+        return self.unbound(x, dim) or x.unbind(dim)
+
+    def slice(self, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
+        """As the operator ``aten.slice``."""
+        index = (slice(None),) * (dim % x.ndim) + (slice(start, end, step),)
+        found = self.item(x, index)
+        return x[index] if found is None else found
 
     def unbound(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...] | None:
         """`torch.unbind`; None where ``x`` has few axes."""
@@ -210,6 +222,7 @@ class Ranks:
         def compute(x: Tensor, *args: Any, **options: Any) -> Any:
             result = function(x, *args, **options)
             blocks, dim = _blocks(x), options.get("dim", args[0] if args else None)
+            dim = dim[0] if isinstance(dim, list | tuple) and len(dim) == 1 else dim
             if blocks is None or not isinstance(dim, int) or len(args) > 1 or options.get("keepdim"):
                 return result
             shape = blocks.shape
@@ -238,6 +251,29 @@ class Ranks:
             return blocks.flat().reshape(blocks.shape)
         setattr(x, _NOTE, blocks)
         return x
+
+    def operators(self) -> dict[Any, Callable[..., Any]]:
+        """What stands for operators of ATen, in a captured graph."""
+        aten = torch.ops.aten
+        return {
+            aten.view.default: self.reshape,
+            aten.reshape.default: self.reshape,
+            aten.flatten.using_ints: self.flatten,
+            aten.unflatten.int: self.unflatten,
+            aten.unsqueeze.default: self.unsqueeze,
+            aten.permute.default: self.permute,
+            aten.transpose.int: self.transpose,
+            aten.contiguous.default: self.contiguous,
+            aten.clone.default: self.clone,
+            aten.select.int: self.select,
+            aten.slice.Tensor: self.slice,
+            aten.unbind.int: self.unbind,
+            aten.add.Tensor: self.of_two(torch.add),
+            aten.mul.Tensor: self.of_two(torch.mul),
+            aten.amax.default: self.along(torch.amax),
+            aten.mean.dim: self.along(torch.mean),
+            aten.sum.dim_IntList: self.along(torch.sum),
+        }
 
     def parts(self) -> dict[Any, Callable[..., Any]]:
         """What stands for functions of torch."""
