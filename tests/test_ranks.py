@@ -81,6 +81,14 @@ def strongest(x: Tensor) -> Tensor:
     return (pooled + summed).repeat_interleave(2, dim=2)
 
 
+def projected(x: Tensor) -> Tensor:
+    """A linear layer of windows that are not joined, as timm's Twins has it."""
+    b, c, h, w = x.shape
+    blocks = x.permute(0, 2, 3, 1).reshape(b, h // 4, 4, w // 4, 4, c).transpose(2, 3)
+    blocks = F.linear(blocks, torch.arange(8.0 * c).reshape(8, c).sin(), torch.ones(8))
+    return blocks.transpose(2, 3).reshape(b, h, w, 8).permute(0, 3, 1, 2)
+
+
 def grouped(x: Tensor) -> Tensor:
     """Attention in blocks of a map with q, k and v of six axes, as timm's Nested Transformer has it."""
     b, c, h, w = x.shape
@@ -91,7 +99,7 @@ def grouped(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-FORMS: list[Callable[[Tensor], Tensor]] = [windows, heads, parts, strongest, grouped]
+FORMS: list[Callable[[Tensor], Tensor]] = [windows, heads, parts, strongest, projected, grouped]
 
 
 class Called(nn.Module):

@@ -21,7 +21,9 @@ _MOVES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "t", "mT"}
     | {"clone", "contiguous", "alias"}
 )
-_CUTS = frozenset(("unbind", "select", "slice", "amax", "mean", "sum"))  # as `export.runtimes.ranks` takes them
+_CUTS = frozenset(
+    ("unbind", "select", "slice", "amax", "mean", "sum", "linear")
+)  # as `export.runtimes.ranks` takes them
 _VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FEW = 4  # axes that every runtime has
@@ -233,6 +234,14 @@ class Ranks:
 
         return compute
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        result, blocks = F.linear(x, weight, bias), _blocks(x)
+        if blocks is None:
+            return result
+        shape = (*blocks.shape[:-1], int(weight.shape[0]))
+        rows = F.linear(blocks.flat().reshape(-1, blocks.shape[-1]), weight, bias)
+        return self._noted(result, Blocks(rows, shape, tuple(range(len(shape)))))
+
     def _chosen(self, x: Tensor, axis: int, start: int, length: int | None) -> Tensor | None:
         """``length`` positions of an axis, or one without the axis for None; None where ``x`` has few axes."""
         blocks = _blocks(x)
@@ -270,6 +279,7 @@ class Ranks:
             aten.unbind.int: self.unbind,
             aten.add.Tensor: self.of_two(torch.add),
             aten.mul.Tensor: self.of_two(torch.mul),
+            aten.linear.default: self.linear,
             aten.amax.default: self.along(torch.amax),
             aten.mean.dim: self.along(torch.mean),
             aten.sum.dim_IntList: self.along(torch.sum),
@@ -291,6 +301,7 @@ class Ranks:
             **dict.fromkeys((Tensor.__add__, Tensor.add, torch.add), add),
             **dict.fromkeys((Tensor.__mul__, Tensor.mul, torch.mul), mul),
             Tensor.contiguous: self.contiguous,
+            F.linear: self.linear,
         }
 
 
