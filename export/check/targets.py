@@ -30,7 +30,7 @@ class Rules:
         drops_batch: whether a first axis of one image does not count.
         rank_source: where that is from.
         moves_any_rank: whether tensors above it may be moved about, if nothing is computed with them.
-        cuts_any_rank: whether rows may be taken from them, too, one number of all along an axis, and products of the last.
+        cuts_any_rank: whether rows, sums of an axis and products of the last one may be taken from them, too.
         no_complex, no_double: whether it lacks complex numbers and float64.
         data_dependent: whether it takes shapes that follow from values.
         refused: operators that it is known not to take, though the table or their parts may say so.
