@@ -31,28 +31,18 @@ MANY_QUERIES = 1024  # on a GPU, with gradients; measured at 14, 28 and 56 squar
 
 
 def agent_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    agents: Tensor,
-    scale: float,
-    bias_in: Tensor | None = None,
-    bias_out: Tensor | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: float,
+    bias_in: Tensor | None = None, bias_out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The equations, operator by operator."""
     gathered = attention_reference(agents, k, v, scale, bias_in)
     return attention_reference(q, agents, gathered, scale, bias_out)
 
 
 def _fused(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    agents: Tensor,
-    scale: float,
-    bias_in: Tensor | None = None,
-    bias_out: Tensor | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: float,
+    bias_in: Tensor | None = None, bias_out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     q, k, v, agents = (_adjacent(t) for t in (q, k, v, agents))
     return _attend(q, agents, _attend(agents, k, v, scale, bias_in), scale, bias_out)
 
@@ -68,14 +58,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) 
 
 
 def _fused_unsupported(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    agents: Tensor,
-    scale: float,
-    bias_in: Tensor | None = None,
-    bias_out: Tensor | None = None,
-) -> str | None:
+    q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: float,
+    bias_in: Tensor | None = None, bias_out: Tensor | None = None,
+) -> str | None:  # fmt: skip
     if q.device.type == "cuda":
         return _slow_on_cuda(q, k, v, bias_in, bias_out)
     if q.device.type != "cpu":
@@ -98,14 +83,9 @@ def _slow_on_cuda(q: Tensor, *others: Tensor | None) -> str | None:
 
 
 def _channel_major(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    agents: Tensor,
-    scale: float,
-    bias_in: Tensor | None = None,
-    bias_out: Tensor | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: float,
+    bias_in: Tensor | None = None, bias_out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     agents = agents * scale  # (B, heads, n, D)
     logits = agents @ k.transpose(2, 3)  # (B, heads, n, M)
     logits = logits if bias_in is None else logits + bias_in
@@ -116,14 +96,9 @@ def _channel_major(
 
 
 def _channel_major_unsupported(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    agents: Tensor,
-    scale: float,
-    bias_in: Tensor | None = None,
-    bias_out: Tensor | None = None,
-) -> str | None:
+    q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: float,
+    bias_in: Tensor | None = None, bias_out: Tensor | None = None,
+) -> str | None:  # fmt: skip
     if q.device.type != "cpu":
         return "other devices have the fused kernel"
     if q.stride(-1) == 1 and agents.shape[2] > FEW_AGENTS:
@@ -153,13 +128,8 @@ AGENT_ATTENTION_OP = Op(
 
 @register_notrace_function
 def agent_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    agents: Tensor,
-    scale: float,
-    bias_in: Tensor | None = None,
-    bias_out: Tensor | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: float,
+    bias_in: Tensor | None = None, bias_out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Agent attention by the fastest implementation that applies; see the module's docstring for shapes."""
     return AGENT_ATTENTION_OP(q, k, v, agents, scale, bias_in, bias_out)
