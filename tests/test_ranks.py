@@ -81,14 +81,6 @@ def strongest(x: Tensor) -> Tensor:
     return (pooled + summed).repeat_interleave(2, dim=2)
 
 
-def projected(x: Tensor) -> Tensor:
-    """A linear layer of windows that are not joined, as timm's Twins has it."""
-    b, c, h, w = x.shape
-    blocks = x.permute(0, 2, 3, 1).reshape(b, h // 4, 4, w // 4, 4, c).transpose(2, 3)
-    blocks = F.linear(blocks, torch.arange(8.0 * c).reshape(8, c).sin(), torch.ones(8))
-    return blocks.transpose(2, 3).reshape(b, h, w, 8).permute(0, 3, 1, 2)
-
-
 def grouped(x: Tensor) -> Tensor:
     """Attention in blocks of a map with q, k and v of six axes, as timm's Nested Transformer has it."""
     b, c, h, w = x.shape
@@ -99,7 +91,20 @@ def grouped(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-FORMS: list[Callable[[Tensor], Tensor]] = [windows, heads, parts, strongest, projected, grouped]
+class Projected(nn.Module):
+    """A linear layer of windows that are not joined, as timm's Twins has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = fill_(nn.Linear(WIDTH, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        blocks = self.layer(x.permute(0, 2, 3, 1).reshape(b, h // 4, 4, w // 4, 4, c).transpose(2, 3))
+        return blocks.transpose(2, 3).reshape(b, h, w, 8).permute(0, 3, 1, 2)
+
+
+FORMS: list[Callable[[Tensor], Tensor]] = [windows, heads, parts, strongest, grouped, Projected().requires_grad_(False)]
 
 
 class Called(nn.Module):
@@ -144,3 +149,4 @@ def test_a_file_agrees(form: Callable[[Tensor], Tensor], target: str, tmp_path: 
     (got,) = runtime.load(path).outputs(x.numpy())
     assert rel_err(torch.from_numpy(got), whole(x)) < 10 * TOLERANCE[torch.float32]
     assert rel_err(torch.from_numpy(got), whole(x.flip(1))) > 1e-3
+    assert all(type(m) is nn.Linear for m in whole.modules() if isinstance(m, nn.Linear))  # as it was

@@ -11,7 +11,8 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,7 @@ from ..errors import ExportError
 from ..options import check_options
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..rewriting import Rewriting
-from .ncnn_parts import PARTS
+from .ncnn_parts import PARTS, RANKS
 
 _NO_EIGHT_BITS = (
     "ncnn's quantiser, the programs ncnn2table and ncnn2int8, is not in its Python packages: build them from ncnn's "
@@ -133,10 +134,36 @@ class NcnnTarget(Target):
 
 def _trace(module: nn.Module, image: Tensor, path: Path) -> None:
     try:
-        with quiet(), torch.no_grad(), Rewriting(PARTS):
+        with quiet(), torch.no_grad(), _inlined(module, image), Rewriting(PARTS):
             torch.jit.trace(module, image, check_trace=False, strict=False).save(str(path))
     except Exception as error:  # whatever tracing raises
         raise ExportError(f"torch.jit.trace cannot capture the model: {first_cause(error)}") from error
+
+
+class _Linear(nn.Linear):
+    """A layer that pnnx, which knows it by the name of its class, takes for the operators that it is made of."""
+
+
+@contextmanager
+def _inlined(module: nn.Module, image: Tensor) -> Iterator[None]:
+    """Let pnnx look into the linear layers of ``module`` whose input has many axes, and is read as one of few."""
+    many: dict[nn.Linear, None] = {}
+
+    def note(layer: nn.Linear, args: tuple[Tensor, ...]) -> None:
+        if args[0].ndim > RANKS.most:
+            many[layer] = None
+
+    hooks = [m.register_forward_pre_hook(note) for m in module.modules() if type(m) is nn.Linear]
+    module(image)
+    for hook in hooks:
+        hook.remove()
+    for layer in many:
+        layer.__class__ = _Linear
+    try:
+        yield
+    finally:
+        for layer in many:
+            layer.__class__ = nn.Linear
 
 
 def _convert(traced: Path, image: Tensor, path: Path, half: bool) -> None:
