@@ -59,6 +59,10 @@ def windows(x: Tensor) -> Tensor:
     return (x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5) * 2).flatten(1)
 
 
+def overlapping(x: Tensor) -> Tensor:
+    return F.fold(x[:, :, :9, :4].reshape(1, 72, 4), (5, 5), 3, stride=2)
+
+
 REFUSING = {
     "fft": (lambda x: torch.fft.rfft2(x).abs(), "aten.fft_rfft2", "coreml,ncnn,openvino,executorch", "onnx"),
     "windows": (windows, "aten.permute", "coreml", "onnx,openvino,litert,executorch,tensorrt"),
@@ -71,6 +75,7 @@ REFUSING = {
     "topk": (lambda x: x.topk(2)[0], "aten.topk", "litert", "ncnn,onnx,openvino"),
     "places": (lambda x: x * x.topk(16, largest=False)[1], "aten.topk", "ncnn", "litert,onnx,openvino"),
     "rows": (lambda x: x[:, x.mean((1, 2, 3)).long()] * 2, "aten.index", "ncnn", "onnx,openvino"),
+    "fold": (overlapping, "aten.col2im", "coreml,litert,tensorrt", "onnx,openvino,ncnn"),
     "erfcx": (torch.special.erfcx, "aten.special_erfcx", "coreml,litert", "onnx"),
 }
 

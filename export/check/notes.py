@@ -65,10 +65,21 @@ BICUBIC = Note(
 )
 
 
+_ADD_PARTS = "Add the shifted parts one by one, or use a transposed convolution."
 NO_COL2IM = Note(
     "TensorRT's parser does not take ONNX's Col2Im",
-    "Add the shifted parts one by one, or use a transposed convolution.",
+    _ADD_PARTS,
     "a file with this operator alone was tried (tensorrt-rtx 1.7)",
+)
+OVERLAPS = Note(
+    "coremltools takes windows that do not overlap alone",
+    _ADD_PARTS,
+    "coremltools/converters/mil/frontend/torch/ops.py, col2im (coremltools 9.0)",
+)
+SCATTERS = Note(
+    "the converter writes STABLEHLO_SCATTER for it, which LiteRT cannot run",
+    _ADD_PARTS,
+    "a file with timm's volo_d1_224 was tried (litert_torch 0.10, ai-edge-litert 2.3)",
 )
 SORT = Note(
     "the converter writes STABLEHLO_SORT for it, which LiteRT cannot run",

@@ -112,7 +112,13 @@ _ALL = (
         moves_any_rank=True,
         no_double=True,
         ranks=True,
-        refused={"topk": notes.SORT, "sort": notes.SORT, "unfold": notes.UNFOLD, **_TRANSFORMS},
+        refused={
+            "topk": notes.SORT,
+            "sort": notes.SORT,
+            "unfold": notes.UNFOLD,
+            "col2im": notes.SCATTERS,
+            **_TRANSFORMS,
+        },
         folds=True,
         outside=notes.OUTSIDE_OF_LITERTS_XNNPACK,
     ),
@@ -153,7 +159,7 @@ _ALL = (
         rank_source="coremltools/converters/mil/mil/program.py, _check_invalid_tensor_rank (coremltools 9.0)",
         moves_any_rank=True,
         cuts_any_rank=True,
-        refused={**_WINDOWS, **_TRANSFORMS, "upsample_bicubic2d": notes.BICUBIC},
+        refused={**_WINDOWS, **_TRANSFORMS, "upsample_bicubic2d": notes.BICUBIC, "col2im": notes.OVERLAPS},
         folds=True,
     ),
     Rules(
