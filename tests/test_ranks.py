@@ -81,6 +81,15 @@ def strongest(x: Tensor) -> Tensor:
     return (pooled + summed).repeat_interleave(2, dim=2)
 
 
+def biased(x: Tensor) -> Tensor:
+    """A sum of six axes, of rows and of columns of keys, as attention with decomposed positions has it."""
+    b, c, h, w = x.shape
+    logits = x.reshape(b, 2, c // 2, h // 2, 2, w)
+    rows = torch.arange(2.0 * (c // 2) * (h // 2) * 2).reshape(1, 2, c // 2, h // 2, 2, 1)
+    logits = logits + rows + torch.arange(float(w))
+    return (logits * 0.1).reshape(b, c, h, w)
+
+
 def grouped(x: Tensor) -> Tensor:
     """Attention in blocks of a map with q, k and v of six axes, as timm's Nested Transformer has it."""
     b, c, h, w = x.shape
@@ -104,7 +113,15 @@ class Projected(nn.Module):
         return blocks.transpose(2, 3).reshape(b, h, w, 8).permute(0, 3, 1, 2)
 
 
-FORMS: list[Callable[[Tensor], Tensor]] = [windows, heads, parts, strongest, grouped, Projected().requires_grad_(False)]
+FORMS: list[Callable[[Tensor], Tensor]] = [
+    windows,
+    heads,
+    parts,
+    strongest,
+    biased,
+    grouped,
+    Projected().requires_grad_(False),
+]
 
 
 class Called(nn.Module):

@@ -201,17 +201,16 @@ class Ranks:
         return tuple(self.select(x, dim, i) for i in range(int(x.shape[dim])))
 
     def of_two(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """``function`` of two tensors, number by number, without the axes in which both have one position."""
+        """``function`` of two tensors, number by number, with axes joined in which each has all positions or one."""
 
         def compute(a: Any, b: Any, *args: Any, **options: Any) -> Any:
             result = function(a, b, *args, **options)
             if not isinstance(result, Tensor) or result.ndim <= self.most or args or options:
                 return result
-            shapes = [_shape(x, result.ndim) for x in (a, b)]
-            wide = [axis for axis in range(result.ndim) if any(shape[axis] > 1 for shape in shapes)]
-            if len(wide) > self.most:
+            shapes = _merged([_shape(x, result.ndim) for x in (a, b)])
+            if len(shapes[0]) > self.most:
                 return result
-            few = [_few(x, [shape[axis] for axis in wide]) for x, shape in zip((a, b), shapes, strict=True)]
+            few = [_few(x, shape) for x, shape in zip((a, b), shapes, strict=True)]
             shape = tuple(int(side) for side in result.shape)
             return self._noted(result, Blocks(function(*few), shape, tuple(range(result.ndim))))
 
@@ -308,6 +307,20 @@ class Ranks:
 def _shape(x: Any, rank: int) -> list[int]:
     sides = [int(side) for side in x.shape] if isinstance(x, Tensor) else []
     return [1] * (rank - len(sides)) + sides
+
+
+def _merged(shapes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The same shapes without axes in which all are one, and neighbours joined that are one in the same of them."""
+    joined: list[list[int]] = [[] for _ in shapes]
+    before: list[bool] | None = None
+    for sides in zip(*shapes, strict=True):
+        if max(sides) == 1:
+            continue
+        wide = [side > 1 for side in sides]
+        for shape, side in zip(joined, sides, strict=True):
+            shape[-1:] = [shape[-1] * side] if wide == before else [*shape[-1:], side]
+        before = wide
+    return joined
 
 
 def _few(x: Any, shape: Sequence[int]) -> Any:
