@@ -86,7 +86,8 @@ def biased(x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     logits = x.reshape(b, 2, c // 2, h // 2, 2, w)
     rows = torch.arange(2.0 * (c // 2) * (h // 2) * 2).reshape(1, 2, c // 2, h // 2, 2, 1)
-    logits = logits + rows + torch.arange(float(w))
+    logits = logits + rows
+    logits += torch.arange(float(w))
     return (logits * 0.1).reshape(b, c, h, w)
 
 

@@ -216,6 +216,21 @@ class Ranks:
 
         return compute
 
+    def in_place(self, function: Callable[..., Tensor], method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``method`` that writes what ``function`` of two tensors gives into the first; what is noted of it changes."""
+        new = self.of_two(function)
+
+        def compute(x: Tensor, *args: Any, **options: Any) -> Any:
+            if _blocks(x) is None:
+                return method(x, *args, **options)
+            blocks = _blocks(new(x, *args, **options))
+            result = method(x, *args, **options)
+            setattr(result, _NOTE, blocks)
+            setattr(x, _NOTE, blocks)
+            return result
+
+        return compute
+
     def along(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``function`` that makes one number of all along an axis."""
 
@@ -278,6 +293,8 @@ class Ranks:
             aten.unbind.int: self.unbind,
             aten.add.Tensor: self.of_two(torch.add),
             aten.mul.Tensor: self.of_two(torch.mul),
+            aten.add_.Tensor: self.in_place(torch.add, Tensor.add_),
+            aten.mul_.Tensor: self.in_place(torch.mul, Tensor.mul_),
             aten.linear.default: self.linear,
             aten.amax.default: self.along(torch.amax),
             aten.mean.dim: self.along(torch.mean),
@@ -299,6 +316,8 @@ class Ranks:
             **dict.fromkeys((Tensor.select, torch.select), self.select),
             **dict.fromkeys((Tensor.__add__, Tensor.add, torch.add), add),
             **dict.fromkeys((Tensor.__mul__, Tensor.mul, torch.mul), mul),
+            **dict.fromkeys((Tensor.__iadd__, Tensor.add_), self.in_place(torch.add, Tensor.add_)),
+            **dict.fromkeys((Tensor.__imul__, Tensor.mul_), self.in_place(torch.mul, Tensor.mul_)),
             Tensor.contiguous: self.contiguous,
             F.linear: self.linear,
         }
