@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -43,4 +44,23 @@ def _four(x: Tensor) -> Tensor:
     return x.flatten(0, -4) if x.ndim > 4 else x[(None,) * (4 - x.ndim)]
 
 
-CAPTURED: Mapping[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention}
+def adaptive_max_pool2d(x: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The greatest of each cell by plain pooling or by rows and columns of cells, where sizes are known."""
+    sides = [output_size] * 2 if isinstance(output_size, int) else list(output_size)
+    sides = [side if wanted is None else wanted for wanted, side in zip(sides, x.shape[-2:], strict=True)]
+    if return_indices or not all(isinstance(n, int) for n in (*sides, *x.shape[-2:])):
+        pool: Any = F.adaptive_max_pool2d
+        return pool(x, output_size, return_indices)
+    if not any(side % wanted for wanted, side in zip(sides, x.shape[-2:], strict=True)):
+        return F.max_pool2d(x, [side // wanted for wanted, side in zip(sides, x.shape[-2:], strict=True)])
+    for axis, wanted in zip((-2, -1), sides, strict=True):
+        side = x.shape[axis]
+        ends = [(i * side // wanted, -(-(i + 1) * side // wanted)) for i in range(wanted)]
+        x = torch.cat([x.narrow(axis, at, end - at).amax(axis, keepdim=True) for at, end in ends], axis)
+    return x
+
+
+CAPTURED: Mapping[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
+    F.adaptive_max_pool2d: adaptive_max_pool2d,
+}

@@ -71,3 +71,4 @@ def _scale(model: nn.Module, gain: float) -> None:
     for parameter in model.parameters():
         if parameter.numel() != max(parameter.shape, default=1):  # not a vector, whatever its number of axes
             parameter.mul_(gain)
+    model.train().eval()  # some of timm's keep what they made of weights for inference, until they train again

@@ -61,6 +61,12 @@ def test_names_are_built_and_filled(name: str, kind: str) -> None:
     assert prepared.original.get_classifier().out_features == 7
 
 
+def test_what_a_model_keeps_of_its_weights_is_made_anew() -> None:
+    """timm's EfficientViT keeps its attention biases for inference: those of weights before they were scaled."""
+    model, pair = timm.create_model("efficientvit_m0").eval(), [images((224, 224), seed=seed) for seed in (0, 1)]
+    assert fill_steadily_(model, pair) and max(rounding(model, image) for image in pair) <= ROUNDING
+
+
 def test_fill_is_steady_in_float32() -> None:
     model, x = fill_(mixzoo.create_model("efficientvit_m0")).eval(), images((224, 224))
     assert rounding(model, x) > ROUNDING

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixzoo.export.capture import Capture
-from mixzoo.export.rewriting import attention
+from mixzoo.export.rewriting import CAPTURED, Rewriting, attention
 from mixzoo.zoo.fill import fill_
 from support import rel_err
 from torch import Tensor, nn
@@ -34,6 +34,25 @@ def test_attention_of_any_axes_is_of_four(rank: int, mask: str) -> None:
     with Seen():
         out = attention(q, k, v, added, scale=0.3)
     assert out.shape == expected.shape and rel_err(out, expected) < 1e-5 and seen == [4]
+
+
+@pytest.mark.parametrize("side", (1, 4, 5, (3, None), (7, 20)))
+def test_the_greatest_of_cells(side: int | tuple[int, int | None]) -> None:
+    x = torch.randn(2, 3, 12, 20)
+    program = torch.export.export(Pooled(side), (x,))
+    with Rewriting(CAPTURED):
+        rewritten = torch.export.export(Pooled(side), (x,))
+    assert torch.equal(rewritten.module()(x), program.module()(x))
+    assert "adaptive_max" in str(program.graph) and "adaptive_max" not in str(rewritten.graph)
+
+
+class Pooled(nn.Module):
+    def __init__(self, side: int | tuple[int, int | None]) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveMaxPool2d(side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x)
 
 
 class Windows(nn.Module):
