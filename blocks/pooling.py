@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_function
 from torch import Tensor
 
 from ..kernels import exporting
@@ -21,6 +22,7 @@ def adaptive_avg_pool(x: Tensor, size: Size) -> Tensor:
     return rows @ x @ cols.transpose(0, 1)
 
 
+@register_notrace_function
 def padded_avg_pool(x: Tensor, side: int) -> Tensor:
     """Mean over the positions of the map in a window of ``side`` x ``side`` around each: (B, C, H, W), the same shape.
 

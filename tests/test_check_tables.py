@@ -33,7 +33,7 @@ def folder(package: str, *parts: str) -> Path:
 def of_coremltools() -> set[str]:
     module("coremltools")
     registry = module("coremltools.converters.mil.frontend.torch.torch_op_registry")._TORCH_OPS_REGISTRY
-    rewritten = {str(op).split(".")[1] for op in coreml_parts.IN_PARTS}
+    rewritten = {str(op).split(".")[1].rstrip("_") for op in coreml_parts.IN_PARTS}  # add_ is looked up as add
     # chunk is a node of TorchScript, & and | are and_ and or_ there, alias and detach are taken out before
     return set(registry.name_to_func_mapping) | rewritten | {"chunk", "alias", "detach", "__and__", "__or__"}
 
