@@ -231,6 +231,15 @@ class Ranks:
 
         return compute
 
+    def stack(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """What is stacked along the first axis, which a runtime may take for the batch, is noted behind one more."""
+        result = torch.stack(list(tensors), dim)
+        if dim % result.ndim == 0:
+            base = torch.cat([x.reshape(1, 1, -1) for x in tensors], dim=1)
+            shape = tuple(int(side) for side in result.shape)
+            setattr(result, _NOTE, Blocks(base, shape, tuple(range(len(shape)))))
+        return result
+
     def along(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``function`` that makes one number of all along an axis."""
 
@@ -318,6 +327,7 @@ class Ranks:
             **dict.fromkeys((Tensor.__mul__, Tensor.mul, torch.mul), mul),
             **dict.fromkeys((Tensor.__iadd__, Tensor.add_), self.in_place(torch.add, Tensor.add_)),
             **dict.fromkeys((Tensor.__imul__, Tensor.mul_), self.in_place(torch.mul, Tensor.mul_)),
+            torch.stack: self.stack,
             Tensor.contiguous: self.contiguous,
             F.linear: self.linear,
         }
