@@ -91,6 +91,11 @@ def biased(x: Tensor) -> Tensor:
     return (logits * 0.1).reshape(b, c, h, w)
 
 
+def averaged(x: Tensor) -> Tensor:
+    """The mean of two maps that are stacked along a first axis, as timm's CrossViT has it of its answers."""
+    return torch.mean(torch.stack([x, x.flip(1) * 2], dim=0), dim=0)
+
+
 def grouped(x: Tensor) -> Tensor:
     """Attention in blocks of a map with q, k and v of six axes, as timm's Nested Transformer has it."""
     b, c, h, w = x.shape
@@ -120,6 +125,7 @@ FORMS: list[Callable[[Tensor], Tensor]] = [
     parts,
     strongest,
     biased,
+    averaged,
     grouped,
     Projected().requires_grad_(False),
 ]
