@@ -91,6 +91,13 @@ def biased(x: Tensor) -> Tensor:
     return (logits * 0.1).reshape(b, c, h, w)
 
 
+def spread(x: Tensor) -> Tensor:
+    """Rows and columns that are repeated along axes of five, as timm's BoTNet has its positions."""
+    b, c, h, w = x.shape
+    rows = x.mean(3).reshape(b, c // 2, 2, 1, h).unsqueeze(3).expand(-1, -1, -1, w // 2, 2, -1)
+    return rows.permute(0, 1, 2, 5, 3, 4).reshape(b, c, h, w) + x
+
+
 def averaged(x: Tensor) -> Tensor:
     """The mean of two maps that are stacked along a first axis, as timm's CrossViT has it of its answers."""
     return torch.mean(torch.stack([x, x.flip(1) * 2], dim=0), dim=0)
@@ -126,6 +133,7 @@ FORMS: list[Callable[[Tensor], Tensor]] = [
     strongest,
     biased,
     averaged,
+    spread,
     grouped,
     Projected().requires_grad_(False),
 ]

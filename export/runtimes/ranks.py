@@ -231,6 +231,18 @@ class Ranks:
 
         return compute
 
+    def expand(self, x: Tensor, *sizes: Any, **options: Any) -> Tensor:
+        given = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        result, blocks = x.expand(*given), _blocks(x)
+        if blocks is None or len(given) != len(blocks.shape):
+            return result
+        rows, shape = blocks.flat(), list(blocks.shape)
+        for axis, wanted in enumerate(given):
+            if wanted not in (-1, shape[axis]):
+                rows = rows.reshape(math.prod(shape[:axis]), 1, -1).repeat(1, int(wanted), 1)
+                shape[axis] = int(wanted)
+        return self._noted(result, Blocks(rows, tuple(shape), tuple(range(len(shape)))))
+
     def stack(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         """What is stacked along the first axis, which a runtime may take for the batch, is noted behind one more."""
         result = torch.stack(list(tensors), dim)
@@ -305,6 +317,7 @@ class Ranks:
             aten.add_.Tensor: self.in_place(torch.add, Tensor.add_),
             aten.mul_.Tensor: self.in_place(torch.mul, Tensor.mul_),
             aten.linear.default: self.linear,
+            aten.expand.default: self.expand,
             aten.amax.default: self.along(torch.amax),
             aten.mean.dim: self.along(torch.mean),
             aten.sum.dim_IntList: self.along(torch.sum),
@@ -327,6 +340,7 @@ class Ranks:
             **dict.fromkeys((Tensor.__mul__, Tensor.mul, torch.mul), mul),
             **dict.fromkeys((Tensor.__iadd__, Tensor.add_), self.in_place(torch.add, Tensor.add_)),
             **dict.fromkeys((Tensor.__imul__, Tensor.mul_), self.in_place(torch.mul, Tensor.mul_)),
+            Tensor.expand: self.expand,
             torch.stack: self.stack,
             Tensor.contiguous: self.contiguous,
             F.linear: self.linear,
