@@ -114,6 +114,8 @@ def test_rows_may_be_taken_from_any_rank_for_ncnn() -> None:
         return q + k * v
 
     assert not findings(packed, "ncnn")
+    assert not findings(lambda x: x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 1, 4, 3, 5).mean((1, 3)).flatten(1), "ncnn")
+    assert findings(lambda x: x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 1, 4, 3, 5)[:, :, ::2].flatten(1), "ncnn")
     assert findings(lambda x: (x.reshape(8, 2, 2, 8, 8) * 2).sum(0), "ncnn")
 
 

@@ -78,7 +78,8 @@ def strongest(x: Tensor) -> Tensor:
     blocks = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 1, 3, 5, 2, 4).contiguous()
     pooled = blocks.view(b, c, 2, 2, 4, h // 4, w // 4).amax(dim=3).reshape(b, c, 8, -1)
     summed = blocks.view(b, c, 8, 2, h // 4, w // 4).sum(3).flatten(3)
-    return (pooled + summed).repeat_interleave(2, dim=2)
+    several = blocks.mean((1, 3), keepdim=True).sum((2, 3)).reshape(b, 1, 1, -1)
+    return (pooled + summed + several).repeat_interleave(2, dim=2)
 
 
 def biased(x: Tensor) -> Tensor:
@@ -95,7 +96,8 @@ def spread(x: Tensor) -> Tensor:
     """Rows and columns that are repeated along axes of five, as timm's BoTNet has its positions."""
     b, c, h, w = x.shape
     rows = x.mean(3).reshape(b, c // 2, 2, 1, h).unsqueeze(3).expand(-1, -1, -1, w // 2, 2, -1)
-    return rows.permute(0, 1, 2, 5, 3, 4).reshape(b, c, h, w) + x
+    wide = x.mean((2, 3)).reshape(c, 1, 1).expand(b, 2, 2, c, h // 4, w).reshape(b, c, h, w)
+    return rows.permute(0, 1, 2, 5, 3, 4).reshape(b, c, h, w) + x + wide
 
 
 def averaged(x: Tensor) -> Tensor:

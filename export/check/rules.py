@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
+from torch.fx import Node
 
 from . import notes
 from .findings import OUTSIDE, REFUSED, UNTRIED, Finding
@@ -21,9 +22,9 @@ _MOVES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "t", "mT"}
     | {"clone", "contiguous", "alias"}
 )
-_CUTS = frozenset(
-    ("unbind", "select", "slice", "amax", "mean", "sum", "linear")
-)  # as `export.runtimes.ranks` takes them
+_CUTS = frozenset(  # what `export.runtimes.ranks` rewrites
+    ("unbind", "select", "slice", "expand", "amax", "mean", "sum", "linear")
+)
 _VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
 
 
@@ -117,11 +118,15 @@ def _rank(call: Call, rules: Rules) -> Note | None:
 
 
 def _only_moves(call: Call, rules: Rules) -> bool:
-    """Whether the call, and what uses its output, only move elements, or take rows where the target may."""
+    """Whether the call, and what uses its output, only move elements, or do what the target may with many axes."""
     moves = _MOVES | _CUTS if rules.cuts_any_rank else _MOVES
-    return call.name in moves and all(
-        getattr(getattr(user.target, "overloadpacket", None), "__name__", "") in moves for user in call.node.users
-    )
+    return all(_moves(node, moves) for node in (call.node, *call.node.users))
+
+
+def _moves(node: Node, moves: frozenset[str]) -> bool:
+    """Whether a node is one of ``moves``; slices with steps are not."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    return name in moves and not (name == "slice" and len(node.args) > 4 and node.args[4] != 1)
 
 
 def _finding(call: Call, severity: str, note: Note) -> Finding:

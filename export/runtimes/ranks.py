@@ -234,9 +234,9 @@ class Ranks:
     def expand(self, x: Tensor, *sizes: Any, **options: Any) -> Tensor:
         given = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
         result, blocks = x.expand(*given), _blocks(x)
-        if blocks is None or len(given) != len(blocks.shape):
+        if blocks is None and result.ndim <= self.most:
             return result
-        rows, shape = blocks.flat(), list(blocks.shape)
+        rows, shape = (x if blocks is None else blocks.flat()), _shape(x, result.ndim)
         for axis, wanted in enumerate(given):
             if wanted not in (-1, shape[axis]):
                 rows = rows.reshape(math.prod(shape[:axis]), 1, -1).repeat(1, int(wanted), 1)
@@ -253,19 +253,21 @@ class Ranks:
         return result
 
     def along(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """``function`` that makes one number of all along an axis."""
+        """``function`` that makes one number of all along axes, and the same when it takes them one by one."""
 
         def compute(x: Tensor, *args: Any, **options: Any) -> Any:
-            result = function(x, *args, **options)
-            blocks, dim = _blocks(x), options.get("dim", args[0] if args else None)
-            dim = dim[0] if isinstance(dim, list | tuple) and len(dim) == 1 else dim
-            if blocks is None or not isinstance(dim, int) or len(args) > 1 or options.get("keepdim"):
+            result, blocks = function(x, *args, **options), _blocks(x)
+            given = dict(zip(("dim", "keepdim"), args, strict=False)) | options
+            if blocks is None or given.get("dtype") is not None:
                 return result
-            shape = blocks.shape
-            axis = dim % len(shape)
-            rows = blocks.flat().reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-            left = shape[:axis] + shape[axis + 1 :]
-            return self._noted(result, Blocks(function(rows, dim=1), left, tuple(range(len(left)))))
+            dims = given.get("dim")
+            dims = [dims] if isinstance(dims, int) else list(dims or range(x.ndim))
+            rows, shape = blocks.flat(), list(blocks.shape)
+            for axis in {dim % x.ndim for dim in dims}:
+                rows = function(rows.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])), dim=1)
+                shape[axis] = 1
+            left = tuple(int(side) for side in result.shape)
+            return self._noted(result, Blocks(rows, left, tuple(range(len(left)))))
 
         return compute
 
