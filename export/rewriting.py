@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,38 @@ def adaptive_max_pool2d(x: Tensor, output_size: Any, return_indices: bool = Fals
     return x
 
 
+def fold(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+    """`torch.nn.functional.fold` as a sum of shifted parts, first over rows and then over columns, of known sizes."""
+    pairs = [[n, n] if isinstance(n, int) else list(n) for n in (output_size, kernel_size, dilation, padding, stride)]
+    if not all(isinstance(n, int) for pair in (*pairs, x.shape[-2:]) for n in pair):
+        return F.fold(x, output_size, kernel_size, dilation, padding, stride)
+    axes = list(zip(*pairs, strict=True))
+    rows, columns = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, d, p, s in axes)
+    (height, kernel, *down), (width, across, *right) = axes
+    parts = x.reshape(-1, kernel * across, rows, columns)
+    lines = [_overlapped([parts[:, i * across + j] for i in range(kernel)], 1, height, *down) for j in range(across)]
+    lead = (-1,) if x.ndim == 3 else ()
+    return _overlapped(lines, 2, width, *right).reshape(*lead, x.shape[-2] // (kernel * across), height, width)
+
+
+def _overlapped(parts: Sequence[Tensor], axis: int, side: int, dilation: int, padding: int, stride: int) -> Tensor:
+    """Sum of ``parts`` of three axes; position o of part i goes to o * stride + i * dilation - padding of ``side``."""
+    count = -(-(side + 2 * padding) // stride)
+    behind = (0, 0) * (2 - axis)
+    sums: dict[int, Tensor] = {}  # of every stride-th position, as far apart as positions of parts are
+    for i, part in enumerate(parts):
+        first, phase = divmod(i * dilation, stride)
+        shifted = F.pad(part, (*behind, first, count - first - part.shape[axis]))
+        sums[phase] = sums[phase] + shifted if phase in sums else shifted
+    if stride == 1:
+        return sums[0].narrow(axis, padding, side)
+    nothing = torch.zeros_like(sums[0]) if len(sums) < stride else sums[0]
+    whole = torch.stack([sums.get(phase, nothing) for phase in range(stride)], axis + 1).flatten(axis, axis + 1)
+    return whole.narrow(axis, padding, side)
+
+
 CAPTURED: Mapping[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
+    F.fold: fold,
 }

@@ -14,7 +14,7 @@ from mixzoo.export import get_target
 from mixzoo.export.capture import Capture
 from mixzoo.export.rewriting import Rewriting
 from mixzoo.export.runtimes.ncnn_parts import PARTS, RANKS
-from mixzoo.export.runtimes.ranks import Blocks
+from mixzoo.export.runtimes.rank_blocks import Blocks
 from mixzoo.zoo.fill import fill_
 from support import TOLERANCE, image, rel_err
 from torch import Tensor, nn

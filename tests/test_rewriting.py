@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mixzoo
 import pytest
 import torch
 import torch.nn.functional as F
 from mixzoo.export.capture import Capture
-from mixzoo.export.rewriting import CAPTURED, Rewriting, attention
+from mixzoo.export.check import check
+from mixzoo.export.rewriting import CAPTURED, Rewriting, attention, fold
+from mixzoo.export.target import TARGETS
 from mixzoo.zoo.fill import fill_
 from support import rel_err
 from torch import Tensor, nn
@@ -78,4 +81,45 @@ def test_it_is_written_as_onnx(tmp_path: Path) -> None:
     }
     assert ranks == {4}
     (report,) = mixzoo.export(model, to="onnx", out=tmp_path, name="windows", sizes="16x32", dynamic="batch")
+    assert report.error < 1e-5
+
+
+@pytest.mark.parametrize("kernel", (1, 2, 3, (3, 2)))
+@pytest.mark.parametrize("stride", (1, 2, 3, (2, 1)))
+@pytest.mark.parametrize("padding", (0, 1, (2, 0)))
+def test_windows_are_added_where_they_overlap(kernel: Any, stride: Any, padding: Any) -> None:
+    """Also where strides leave positions without a window, and where windows lie apart."""
+    for dilation in (1, (1, 3)):
+        for size in ((9, 9), (10, 13)):
+            windows = F.unfold(torch.randn(2, 3, *size, dtype=torch.float64), kernel, dilation, padding, stride)
+            for x in (windows, windows[0]):
+                expected = F.fold(x, size, kernel, dilation, padding, stride)
+                out = fold(x, size, kernel, dilation, padding, stride)
+                assert out.shape == expected.shape and rel_err(out, expected) < 1e-12
+
+
+class Outlook(nn.Module):
+    """Windows that are weighted, put back and added, as timm's VOLO has them, and others by strides, as HaloNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.q = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.v(x)
+        b, c, h, w = v.shape
+        v = F.fold(F.unfold(v, 3, padding=1, stride=2).softmax(1), (h, w), 3, padding=1, stride=2)
+        k = F.pad(v, (1, 1, 1, 1)).unfold(2, 6, 4).unfold(3, 6, 4).reshape(b, c, -1, 36).permute(0, 2, 1, 3)
+        q = self.q(v).reshape(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c, 16)
+        return (q.mT @ k).softmax(-1).mean(1).flatten(1)
+
+
+@pytest.mark.parametrize("target", ("onnx", "openvino", "litert", "coreml", "ncnn"))
+def test_overlapping_windows_are_written(target: str, tmp_path: Path) -> None:
+    if reason := TARGETS[target].unavailable():
+        pytest.skip(reason)
+    model = fill_(Outlook()).eval()
+    (verdict,) = check(model, target, sizes="32x48")
+    assert verdict.clean, verdict.findings
+    (report,) = mixzoo.export(model, to=target, out=tmp_path, name="windows", sizes="32x48")
     assert report.error < 1e-5

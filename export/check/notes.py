@@ -43,11 +43,6 @@ CUSTOM = Note(
     "https://docs.pytorch.org/docs/stable/torch.compiler_api.html",
 )
 FFT = COMPLEX._replace(reason="it is a Fourier transform, for which the converter has nothing")
-UNFOLD = Note(
-    "it makes overlapping windows by strides, for which the converter has nothing",
-    "Take the windows by slices, by a convolution with one-hot kernels, or with torch.nn.functional.unfold.",
-    _TRIED,
-)
 AS_STRIDED = Note(
     "it reads memory by strides, for which the converter has nothing",
     "Use reshape, slices and permute.",
@@ -65,7 +60,7 @@ BICUBIC = Note(
 )
 
 
-_ADD_PARTS = "Add the shifted parts one by one, or use a transposed convolution."
+_ADD_PARTS = "Use torch.nn.functional.fold with a fixed output size, which is written as a sum of shifted parts."
 NO_COL2IM = Note(
     "TensorRT's parser does not take ONNX's Col2Im",
     _ADD_PARTS,

@@ -23,7 +23,7 @@ _MOVES = frozenset(
     | {"clone", "contiguous", "alias"}
 )
 _CUTS = frozenset(  # what `export.runtimes.ranks` rewrites
-    ("unbind", "select", "slice", "expand", "amax", "mean", "sum", "linear")
+    ("unbind", "select", "slice", "unfold", "expand", "amax", "mean", "sum", "linear")
 )
 _VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
 

@@ -82,7 +82,6 @@ def operators(table: str) -> frozenset[str]:
     return frozenset(name for line in lines for name in line.split())
 
 
-_WINDOWS = {"unfold": notes.UNFOLD, "as_strided": notes.AS_STRIDED}
 _TRANSFORMS = dict.fromkeys(("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_rfft", "fft_irfft"), notes.FFT)
 
 _ALL = (
@@ -115,7 +114,6 @@ _ALL = (
         refused={
             "topk": notes.SORT,
             "sort": notes.SORT,
-            "unfold": notes.UNFOLD,
             "col2im": notes.SCATTERS,
             **_TRANSFORMS,
         },
@@ -145,7 +143,7 @@ _ALL = (
         moves_any_rank=True,
         cuts_any_rank=True,
         no_double=True,
-        refused={**notes.REFUSED_BY_NCNN, **_WINDOWS, **_TRANSFORMS},
+        refused={**notes.REFUSED_BY_NCNN, "as_strided": notes.AS_STRIDED, **_TRANSFORMS},
         folds=True,
         picks=True,
     ),
@@ -159,7 +157,12 @@ _ALL = (
         rank_source="coremltools/converters/mil/mil/program.py, _check_invalid_tensor_rank (coremltools 9.0)",
         moves_any_rank=True,
         cuts_any_rank=True,
-        refused={**_WINDOWS, **_TRANSFORMS, "upsample_bicubic2d": notes.BICUBIC, "col2im": notes.OVERLAPS},
+        refused={
+            "as_strided": notes.AS_STRIDED,
+            **_TRANSFORMS,
+            "upsample_bicubic2d": notes.BICUBIC,
+            "col2im": notes.OVERLAPS,
+        },
         folds=True,
     ),
     Rules(

@@ -60,9 +60,11 @@ def _split(a: Arguments) -> Sequence[Tensor]:
 
 
 def _concat(a: Arguments) -> Tensor:
-    if a.plain("interleave", False):
-        raise NotImplementedError("interleave")
-    return torch.cat(a.all("values"), a.plain("axis"))
+    values, axis = a.all("values"), a.plain("axis")
+    if not a.plain("interleave", False):
+        return torch.cat(values, axis)
+    axis %= values[0].ndim
+    return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 
 def _pad(a: Arguments) -> Tensor:

@@ -122,6 +122,21 @@ def _conv(a: Arguments) -> Tensor:
     return function(x, weight, a.optional("bias"), strides, 0, dilations, a.plain("groups", 1))
 
 
+def _conv_transpose(a: Arguments) -> Tensor:
+    x, weight = a["x"], a["weight"]
+    axes = x.ndim - 2
+    if (kind := a.plain("pad_type", "valid")) not in ("valid", "custom"):
+        raise NotImplementedError(f"pad_type {kind}")
+    pad = a.plain("pad", [0] * 2 * axes) if kind == "custom" else [0] * 2 * axes
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+    whole = [a.plain(name, [1] * axes) for name in ("strides", "dilations")]
+    y = function(x, weight, a.optional("bias"), whole[0], 0, 0, a.plain("groups", 1), whole[1])
+    y = F.pad(y, [-n for n in last_first(pad)])  # what a convolution pads its input with, its transpose cuts off
+    if (shape := a.plain("output_shape")) is not None and shape != list(y.shape):
+        raise NotImplementedError(f"output_shape {shape}, which differs from {list(y.shape)}")
+    return y
+
+
 def _pool(a: Arguments) -> tuple[Tensor, list[int], list[int], list[int], list[int]]:
     """Input, kernel, strides, padding, and what ceil_mode lets the last windows go beyond it, on every axis."""
     kernel = a.plain("kernel_sizes")
@@ -255,6 +270,7 @@ OPERATORS: dict[str, Operator] = {
     "matmul": _matmul,
     "einsum": _einsum,
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "softmax": lambda a: a["x"].softmax(a.plain("axis", -1)),

@@ -47,7 +47,6 @@ IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
     torch.ops.aten.addcmul.default: _addcmul,
     torch.ops.aten.baddbmm.default: _baddbmm,
     torch.ops.aten.chunk.default: _chunk,
-    torch.ops.aten.mT.default: lambda x: x.transpose(-2, -1),
     torch.ops.aten.reciprocal.default: _reciprocal,
     torch.ops.aten.upsample_nearest2d.vec: nearest,
 }

@@ -22,9 +22,10 @@ from ..errors import ExportError
 from ..options import check_options
 from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
-from ..rewriting import Rewriting
+from ..rewriting import CAPTURED, Rewriting
 from .litert_facts import DELEGATE, delegated
 from .nearest import interpolate
+from .ranks import Ranks
 
 
 class LiteRtRunner(Runner):
@@ -110,12 +111,14 @@ def _eye(n: int, m: int | None = None, **kind: Any) -> Tensor:
 
 
 _PARTS: dict[Any, Any] = {
+    **CAPTURED,
     F.interpolate: interpolate,  # litert_torch resizes by another rule where a factor is not whole
     torch.split: _split,
     Tensor.split: _split,
     torch.chunk: _chunk,
     Tensor.chunk: _chunk,
     torch.eye: _eye,
+    Tensor.unfold: Ranks(6).unfold,
 }
 
 

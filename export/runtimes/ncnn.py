@@ -8,6 +8,7 @@ large activations overflow in it: of that nothing is proved here.
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 from collections import Counter
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from ...zoo.extras import require
 from ..capture import Capture, first_cause, quiet
 from ..errors import ExportError
+from ..numbers import outputs_of
 from ..options import check_options
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..rewriting import Rewriting
 from .ncnn_parts import PARTS, RANKS
+from .ncnn_text import INPUT, input_shape, layers_of, made_by, reshaped, with_shape
 
 _NO_EIGHT_BITS = (
     "ncnn's quantiser, the programs ncnn2table and ncnn2int8, is not in its Python packages: build them from ncnn's "
@@ -35,8 +38,8 @@ _NO_EIGHT_BITS = (
 )
 _LIMIT = 600  # seconds for pnnx: what works takes a few
 _HALF = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
-_INPUT, _OUTPUT = "Input", "out"  # kind of layer, and how pnnx names what the model returns
-_NOT_COUNTED = (_INPUT, "MemoryData", "Split")  # they hold and name tensors
+_OUTPUT = "out"  # how pnnx names what the model returns
+_NOT_COUNTED = (INPUT, "MemoryData", "Split")  # they hold and name tensors
 
 
 class NcnnRunner(Runner):
@@ -105,8 +108,9 @@ class NcnnTarget(Target):
             traced = Path(folder) / "model.pt"
             _trace(capture.module, image, traced)
             _convert(traced, image, path, half=capture.precision.name == "fp16")
-        path.write_text(_with_shape(path.read_text(), image))
+        path.write_text(with_shape(path.read_text(), image.shape[1:]))
         _check_layers(path)
+        _shape_outputs(path, capture.module, image)
 
     def load(self, path: Path, threads: int | None = None) -> NcnnRunner:
         """The files in ncnn."""
@@ -114,11 +118,11 @@ class NcnnTarget(Target):
 
     def describe(self, path: Path) -> FileFacts:
         """What the files say of themselves, and the shapes that a run with a black image shows."""
-        layers = _layers(path.read_text())
-        shape = _shape(layers)
+        text = path.read_text()
+        layers, shape = layers_of(text), input_shape(text)
         runner = NcnnRunner(path)
         black = np.zeros(shape, dtype=np.float32)
-        ranks = [t.ndim for t in runner.tensors(black, [name for layer in layers for name in _outputs(layer)])]
+        ranks = [t.ndim for t in runner.tensors(black, [name for layer in layers for name in made_by(layer)])]
         outputs = dict(zip(runner.output_names, runner.tensors(black, runner.output_names), strict=True))
         counted = Counter(layer[0] for layer in layers if layer[0] not in _NOT_COUNTED)
         return FileFacts(
@@ -210,37 +214,25 @@ def _last_line(log: str) -> str:
 def _check_layers(path: Path) -> None:
     """See that ncnn has every layer: pnnx writes those that it cannot convert under PyTorch's names."""
     ncnn = require("ncnn", extra="ncnn")
-    kinds = Counter(layer[0] for layer in _layers(path.read_text()))
+    kinds = Counter(layer[0] for layer in layers_of(path.read_text()))
     unknown = {kind: count for kind, count in kinds.most_common() if ncnn.layer_to_index(kind) < 0}
     if unknown:
         listed = ", ".join(f"{kind} {count}" for kind, count in unknown.items())
         raise ExportError(f"ncnn has no layer for what pnnx left in PyTorch's form: {listed}")
 
 
-# the text of a .param file: two lines of counts, then a layer a line: kind, name, numbers of inputs and outputs, their
-# names, and its options as key=value
-
-
-def _layers(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()[2:] if line.strip()]
-
-
-def _outputs(layer: Sequence[str]) -> Sequence[str]:
-    inputs, outputs = int(layer[2]), int(layer[3])
-    return layer[4 + inputs : 4 + inputs + outputs]
-
-
-def _with_shape(text: str, image: Tensor) -> str:
-    """The file with the shape of its input, which pnnx leaves out."""
-    _, channels, height, width = image.shape
-    lines = text.splitlines()
-    index = next(i for i, line in enumerate(lines) if line.split()[0] == _INPUT)
-    lines[index] += f" 0={width} 1={height} 2={channels}"
-    return "\n".join([*lines, ""])
-
-
-def _shape(layers: Sequence[Sequence[str]]) -> tuple[int, int, int]:
-    """(C, H, W) of the input."""
-    layer = next(layer for layer in layers if layer[0] == _INPUT)
-    options = dict(option.split("=") for option in layer if "=" in option)
-    return int(options["2"]), int(options["1"]), int(options["0"])
+def _shape_outputs(path: Path, module: nn.Module, image: Tensor) -> None:
+    """Give outputs their shapes: pnnx leaves an axis of one where it takes another axis for the batch's."""
+    runner = NcnnRunner(path)
+    try:
+        got = runner.outputs(image.numpy())
+    except RuntimeError:
+        return  # verification says what is wrong
+    wanted = [tuple(y.shape[1:]) for y in outputs_of(module, image)]
+    differ = {
+        name: shape
+        for name, shape, y in zip(runner.output_names, wanted, got, strict=False)
+        if y.shape[1:] != shape and y[0].size == math.prod(shape) and 1 <= len(shape) <= 4
+    }
+    if differ:
+        path.write_text(reshaped(path.read_text(), differ))

@@ -10,90 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FEW = 4  # axes that every runtime has
+from .rank_blocks import Blocks, blocks_of, in_few, merged, note, shape_of
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """What a tensor of many axes holds.
-
-    Attributes:
-        base: a tensor of few axes.
-        sizes: what it is reshaped to.
-        order: the axes of that, as they lie in the tensor.
-    """
-
-    base: Tensor
-    sizes: tuple[int, ...]
-    order: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.sizes[axis] for axis in self.order)
-
-    def permuted(self, axes: Sequence[int]) -> Blocks:
-        return Blocks(self.base, self.sizes, tuple(self.order[axis] for axis in axes))
-
-    def chosen(self, axis: int, start: int, length: int) -> Blocks:
-        """Some positions of an axis, which stays."""
-        at = self.order[axis]
-        before, after = math.prod(self.sizes[:at]), math.prod(self.sizes[at + 1 :])
-        rows = self.base.reshape(before, self.sizes[at] * after)
-        sizes = (*self.sizes[:at], length, *self.sizes[at + 1 :])
-        return Blocks(rows[:, start * after : (start + length) * after], sizes, self.order)
-
-    def without(self, axis: int) -> Blocks:
-        """An axis of one position left out."""
-        at = self.order[axis]
-        order = tuple(other - (other > at) for other in self.order if other != at)
-        return Blocks(self.base, self.sizes[:at] + self.sizes[at + 1 :], order)
-
-    def flat(self) -> Tensor:
-        """The numbers in the order in which they lie in the tensor, in few axes."""
-        sizes, order = _joined(self.sizes, self.order)
-        x, done = self.base, 1
-        while order != tuple(range(len(order))):
-            if len(order) + (done > 1) <= _FEW:
-                lead = (done,) if done > 1 else ()
-                return x.reshape(lead + sizes).permute((*range(len(lead)), *(axis + len(lead) for axis in order)))
-            at = order[0]  # this axis next, behind those that are done
-            before, size, after = math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :])
-            x = x.reshape(done, before, size, after) if done > 1 else x.reshape(before, size, after)
-            x = x.transpose(-3, -2)
-            done *= size
-            sizes = sizes[:at] + sizes[at + 1 :]
-            order = tuple(other - (other > at) for other in order[1:])
-        return x
-
-
-def _joined(sizes: tuple[int, ...], order: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The same move with axes of one position left out, and axes that stay side by side as one."""
-    wide = [axis for axis in order if sizes[axis] > 1]
-    behind = dict(pairwise(sorted(wide)))
-    groups: list[list[int]] = []
-    for axis in wide:
-        if groups and behind.get(groups[-1][-1]) == axis:
-            groups[-1].append(axis)
-        else:
-            groups.append([axis])
-    places = sorted(range(len(groups)), key=lambda i: groups[i][0])
-    joined = (math.prod(sizes[axis] for axis in groups[i]) for i in places)
-    return tuple(joined), tuple(places.index(i) for i in range(len(groups)))
-
-
-def _blocks(x: Any) -> Blocks | None:
-    return getattr(x, _NOTE, None)
-
-
-_NOTE = "blocks_of_many_axes"
 _ALONG: tuple[Callable[..., Tensor], ...] = (torch.amax, torch.amin, torch.mean, torch.sum)
 
 
@@ -113,7 +37,7 @@ class Ranks:
         known = math.prod(side for side in wanted if side != -1)
         count = math.prod(int(side) for side in x.shape)
         shape = tuple(count // known if side == -1 else side for side in wanted)
-        blocks = _blocks(x)
+        blocks = blocks_of(x)
         if blocks is None and (len(shape) <= self.most or x.ndim > self.most):
             return x.reshape(shape)
         base = x if blocks is None else blocks.flat()
@@ -146,21 +70,25 @@ class Ranks:
     def permute(self, x: Tensor, *dims: Any, **options: Any) -> Tensor:
         given = options.get("dims", dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
         axes = [axis % x.ndim for axis in given]
-        blocks = _blocks(x)
+        blocks = blocks_of(x)
         return self._noted(x.permute(axes), blocks and blocks.permuted(axes))
 
     def transpose(self, x: Tensor, dim0: int, dim1: int) -> Tensor:
-        if _blocks(x) is None:
+        if blocks_of(x) is None:
             return x.transpose(dim0, dim1)
         axes = list(range(x.ndim))
         axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
         return self.permute(x, axes)
 
+    def turned(self, x: Tensor) -> Tensor:
+        """``x.mT``"""
+        return self.transpose(x, -2, -1)
+
     def contiguous(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        return x if _blocks(x) is not None else x.contiguous(*args, **options)
+        return x if blocks_of(x) is not None else x.contiguous(*args, **options)
 
     def clone(self, x: Tensor, **options: Any) -> Tensor:
-        return x if _blocks(x) is not None else x.clone(**options)
+        return x if blocks_of(x) is not None else x.clone(**options)
 
     def select(self, x: Tensor, dim: int, index: int) -> Tensor:
         found = self._chosen(x, dim % x.ndim, index % int(x.shape[dim]), None)
@@ -169,7 +97,7 @@ class Ranks:
     def item(self, x: Tensor, index: Any) -> Tensor | None:
         """``x[index]`` for whole numbers and slices without steps; None for others, and where ``x`` has few axes."""
         parts = index if isinstance(index, tuple) else (index,)
-        if _blocks(x) is None or Ellipsis in parts or not all(isinstance(part, int | slice) for part in parts):
+        if blocks_of(x) is None or Ellipsis in parts or not all(isinstance(part, int | slice) for part in parts):
             return None
         axis = 0
         for part in parts:
@@ -185,6 +113,12 @@ class Ranks:
             axis += 1
         return x
 
+    def unfold(self, x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+        """`Tensor.unfold` by slices, also where the result has few axes."""
+        shape = tuple(int(side) for side in x.shape)
+        blocks = blocks_of(x) or Blocks(x, shape, tuple(range(x.ndim)))
+        return self._noted(x.unfold(dimension, size, step), blocks.windows(dimension % x.ndim, size, step))
+
     def unbind(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         return self.unbound(x, dim) or x.unbind(dim)
 
@@ -196,7 +130,7 @@ class Ranks:
 
     def unbound(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...] | None:
         """`torch.unbind`; None where ``x`` has few axes."""
-        if _blocks(x) is None:
+        if blocks_of(x) is None:
             return None
         return tuple(self.select(x, dim, i) for i in range(int(x.shape[dim])))
 
@@ -207,10 +141,10 @@ class Ranks:
             result = function(a, b, *args, **options)
             if not isinstance(result, Tensor) or result.ndim <= self.most or args or options:
                 return result
-            shapes = _merged([_shape(x, result.ndim) for x in (a, b)])
+            shapes = merged([shape_of(x, result.ndim) for x in (a, b)])
             if len(shapes[0]) > self.most:
                 return result
-            few = [_few(x, shape) for x, shape in zip((a, b), shapes, strict=True)]
+            few = [in_few(x, shape) for x, shape in zip((a, b), shapes, strict=True)]
             shape = tuple(int(side) for side in result.shape)
             return self._noted(result, Blocks(function(*few), shape, tuple(range(result.ndim))))
 
@@ -221,22 +155,22 @@ class Ranks:
         new = self.of_two(function)
 
         def compute(x: Tensor, *args: Any, **options: Any) -> Any:
-            if _blocks(x) is None:
+            if blocks_of(x) is None:
                 return method(x, *args, **options)
-            blocks = _blocks(new(x, *args, **options))
+            blocks = blocks_of(new(x, *args, **options))
             result = method(x, *args, **options)
-            setattr(result, _NOTE, blocks)
-            setattr(x, _NOTE, blocks)
+            note(result, blocks)
+            note(x, blocks)
             return result
 
         return compute
 
     def expand(self, x: Tensor, *sizes: Any, **options: Any) -> Tensor:
         given = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-        result, blocks = x.expand(*given), _blocks(x)
+        result, blocks = x.expand(*given), blocks_of(x)
         if blocks is None and result.ndim <= self.most:
             return result
-        rows, shape = (x if blocks is None else blocks.flat()), _shape(x, result.ndim)
+        rows, shape = (x if blocks is None else blocks.flat()), shape_of(x, result.ndim)
         for axis, wanted in enumerate(given):
             if wanted not in (-1, shape[axis]):
                 rows = rows.reshape(math.prod(shape[:axis]), 1, -1).repeat(1, int(wanted), 1)
@@ -249,14 +183,14 @@ class Ranks:
         if dim % result.ndim == 0:
             base = torch.cat([x.reshape(1, 1, -1) for x in tensors], dim=1)
             shape = tuple(int(side) for side in result.shape)
-            setattr(result, _NOTE, Blocks(base, shape, tuple(range(len(shape)))))
+            note(result, Blocks(base, shape, tuple(range(len(shape)))))
         return result
 
     def along(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``function`` that makes one number of all along axes, and the same when it takes them one by one."""
 
         def compute(x: Tensor, *args: Any, **options: Any) -> Any:
-            result, blocks = function(x, *args, **options), _blocks(x)
+            result, blocks = function(x, *args, **options), blocks_of(x)
             given = dict(zip(("dim", "keepdim"), args, strict=False)) | options
             if blocks is None or given.get("dtype") is not None:
                 return result
@@ -272,7 +206,7 @@ class Ranks:
         return compute
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        result, blocks = F.linear(x, weight, bias), _blocks(x)
+        result, blocks = F.linear(x, weight, bias), blocks_of(x)
         if blocks is None:
             return result
         shape = (*blocks.shape[:-1], int(weight.shape[0]))
@@ -281,7 +215,7 @@ class Ranks:
 
     def _chosen(self, x: Tensor, axis: int, start: int, length: int | None) -> Tensor | None:
         """``length`` positions of an axis, or one without the axis for None; None where ``x`` has few axes."""
-        blocks = _blocks(x)
+        blocks = blocks_of(x)
         if blocks is None:
             return None
         cut = blocks.chosen(axis, start, length or 1)
@@ -295,7 +229,7 @@ class Ranks:
             return x
         if len(blocks.order) <= self.most:
             return blocks.flat().reshape(blocks.shape)
-        setattr(x, _NOTE, blocks)
+        note(x, blocks)
         return x
 
     def operators(self) -> dict[Any, Callable[..., Any]]:
@@ -309,11 +243,13 @@ class Ranks:
             aten.unsqueeze.default: self.unsqueeze,
             aten.permute.default: self.permute,
             aten.transpose.int: self.transpose,
+            aten.mT.default: self.turned,
             aten.contiguous.default: self.contiguous,
             aten.clone.default: self.clone,
             aten.select.int: self.select,
             aten.slice.Tensor: self.slice,
             aten.unbind.int: self.unbind,
+            aten.unfold.default: self.unfold,
             aten.add.Tensor: self.of_two(torch.add),
             aten.mul.Tensor: self.of_two(torch.mul),
             aten.add_.Tensor: self.in_place(torch.add, Tensor.add_),
@@ -337,39 +273,15 @@ class Ranks:
             **dict.fromkeys((Tensor.unsqueeze, torch.unsqueeze), self.unsqueeze),
             **dict.fromkeys((Tensor.permute, torch.permute), self.permute),
             **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.swapaxes), self.transpose),
+            Tensor.mT.__get__: self.turned,  # type: ignore[attr-defined]
             **dict.fromkeys((Tensor.select, torch.select), self.select),
             **dict.fromkeys((Tensor.__add__, Tensor.add, torch.add), add),
             **dict.fromkeys((Tensor.__mul__, Tensor.mul, torch.mul), mul),
             **dict.fromkeys((Tensor.__iadd__, Tensor.add_), self.in_place(torch.add, Tensor.add_)),
             **dict.fromkeys((Tensor.__imul__, Tensor.mul_), self.in_place(torch.mul, Tensor.mul_)),
+            Tensor.unfold: self.unfold,
             Tensor.expand: self.expand,
             torch.stack: self.stack,
             Tensor.contiguous: self.contiguous,
             F.linear: self.linear,
         }
-
-
-def _shape(x: Any, rank: int) -> list[int]:
-    sides = [int(side) for side in x.shape] if isinstance(x, Tensor) else []
-    return [1] * (rank - len(sides)) + sides
-
-
-def _merged(shapes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The same shapes without axes in which all are one, and neighbours joined that are one in the same of them."""
-    joined: list[list[int]] = [[] for _ in shapes]
-    before: list[bool] | None = None
-    for sides in zip(*shapes, strict=True):
-        if max(sides) == 1:
-            continue
-        wide = [side > 1 for side in sides]
-        for shape, side in zip(joined, sides, strict=True):
-            shape[-1:] = [shape[-1] * side] if wide == before else [*shape[-1:], side]
-        before = wide
-    return joined
-
-
-def _few(x: Any, shape: Sequence[int]) -> Any:
-    if not isinstance(x, Tensor) or x.ndim == 0:
-        return x
-    blocks = _blocks(x)
-    return (x if blocks is None else blocks.flat()).reshape(tuple(shape))
