@@ -108,3 +108,33 @@ def test_softmax_of_plain_attention_stays_as_it_is() -> None:
     program = torch.export.export(Attention(), (torch.randn(1, 4, 6, 6),)).run_decompositions()
     wanted = str(program.graph)
     assert str(in_order(program).graph) == wanted
+
+
+class Shifted(nn.Module):
+    """Attention over rows that were rolled: without a mask, or with one that lets nothing be seen by some."""
+
+    def __init__(self, mask: bool) -> None:
+        super().__init__()
+        self.qkv, self.mask = fill_(nn.Linear(8, 24)), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.roll(x, (-1, 2), (2, 3)).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(rows).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = None
+        if self.mask:
+            seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril(-1)
+        return F.scaled_dot_product_attention(q, k, v, seen)[:, -1] @ v[:, 0].transpose(-2, -1)
+
+
+@pytest.mark.parametrize("batches", [(1,), (1, 3)])
+def test_attention_is_accelerated(batches: tuple[int, ...], tmp_path: Path) -> None:
+    """No copies, gathered rows or tests of rows in plain kernels; of an open batch, slices and views are."""
+    assert max(errors(Shifted(False), (2, 8, 6, 9), batches, tmp_path)) < 2e-6
+    delegated = TARGET.describe(tmp_path / "file.pte").delegated
+    assert delegated is not None
+    plain = {"aten::slice_copy", "aten::sym_size", "executorch_prim::et_view", "executorch_prim::mul"}
+    assert delegated.rest.keys() <= (plain if len(batches) > 1 else set()), delegated
+
+
+def test_rows_that_see_nothing_are_nought(tmp_path: Path) -> None:
+    assert max(errors(Shifted(True), (2, 8, 6, 9), (1, 3), tmp_path)) < 2e-6

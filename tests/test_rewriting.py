@@ -123,3 +123,24 @@ def test_overlapping_windows_are_written(target: str, tmp_path: Path) -> None:
     assert verdict.clean, verdict.findings
     (report,) = mixzoo.export(model, to=target, out=tmp_path, name="windows", sizes="32x48")
     assert report.error < 1e-5
+
+
+class Bounded(nn.Module):
+    """Bounds that are buffers of one number, as timm's Gemma has them, of which onnxscript makes Clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3, 2)
+        for i, name in enumerate(("low", "high", "least", "most")):
+            self.register_buffer(name, torch.tensor((-0.4, 0.5, -0.2, 0.3)[i]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return (torch.clamp(x, self.low, self.high) * torch.clamp(x, self.least, self.most).mean()).flatten(1)
+
+
+@pytest.mark.skipif(bool(TARGETS["onnx"].unavailable()), reason=str(TARGETS["onnx"].unavailable()))
+def test_constants_of_one_name_are_all_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (report,) = mixzoo.export(Bounded().eval(), to="onnx", out=tmp_path, name="bounded", sizes="32", dynamic="none")
+    assert report.error < 1e-5

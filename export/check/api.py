@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from ...blocks.deploy import fold
 from ...zoo.errors import UnknownNameError
-from ..capture import Capture
+from ..capture import Capture, quiet
 from ..errors import ExportError
 from ..prepare import TIMM_PREFIX, build, input_size
 from ..shapes import Axes, Size, as_axes, as_sizes
@@ -101,16 +101,20 @@ class Graph:
 
     def __init__(self, original: nn.Module, capture: Capture) -> None:
         self.original, self.capture = original, capture
+        self._parts: dict[Callable[..., torch.export.ExportedProgram], list[Call]] = {}
 
     @cached_property
     def calls(self) -> list[Call]:
         """As they were captured."""
         return list(calls(self.capture.program, self.original))
 
-    @cached_property
-    def parts(self) -> list[Call]:
-        """Those of core ATen that they come apart into."""
-        return list(calls(self.capture.program.run_decompositions(), self.original))
+    def parts(self, rules: Rules) -> list[Call]:
+        """Those that they come apart into for a target."""
+        if rules.in_parts not in self._parts:
+            with quiet():
+                apart = rules.in_parts(self.capture.program)
+            self._parts[rules.in_parts] = list(calls(apart, self.original))
+        return self._parts[rules.in_parts]
 
     def findings(self, rules: Rules, fast: bool) -> list[Finding]:
         """What of it a target does not take, and with ``fast`` what runs outside of its accelerated part."""
@@ -123,7 +127,7 @@ class Graph:
         unknown = [call for call, note in against if not note and not listed(call, rules)]
         found += self._unknown(unknown, rules) if unknown else []
         if fast and (rules.accelerated or rules.outside):
-            found += [f for call in (self.parts if rules.accelerated else whole) if (f := outside(call, rules))]
+            found += [f for call in (self.parts(rules) if rules.accelerated else whole) if (f := outside(call, rules))]
         return found
 
     def _unknown(self, unknown: Iterable[Call], rules: Rules) -> list[Finding]:
@@ -131,7 +135,7 @@ class Graph:
         if not rules.takes_parts:
             return [unlisted(call, rules) for call in unknown]
         lacking = {}
-        for part in self.parts:
+        for part in self.parts(rules):
             if refusal(part, rules) or not listed(part, rules):
                 lacking.update(dict.fromkeys(_origins(part.node), part.operator))
         return [unlisted(call, rules, lacking[call.node.name]) for call in unknown if call.node.name in lacking]

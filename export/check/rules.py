@@ -100,7 +100,7 @@ def _training(call: Call) -> Note | None:
     if name in _RANDOM or (name in _DROPOUTS and call.argument(2, "train")):
         return notes.RANDOM
     at = {"batch_norm": 5, "_native_batch_norm_legit": 5, "native_batch_norm": 5}.get(name)
-    return notes.BATCH_STATISTICS if at and call.argument(at, "training") else None
+    return notes.BATCH_STATISTICS if at and not call.constant and call.argument(at, "training") else None
 
 
 def _types(call: Call, rules: Rules) -> Note | None:

@@ -6,11 +6,14 @@ with it; the tests compare the tables with the converters' own registries wherev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
+from torch.export import ExportedProgram
+
+from ..runtimes.executorch_parts import in_parts
 from . import notes
 from .notes import Note
 
@@ -26,6 +29,7 @@ class Rules:
         source: where the table is from.
         measured: whether the table holds operators that were tried one by one, so that others are not known.
         takes_parts: whether operators that the table lacks are taken apart into core ATen before they are looked up.
+        in_parts: takes a captured graph apart, into core ATen unless the target's own export does it in another way.
         max_rank: greatest number of a tensor's axes; None where no model comes near it.
         drops_batch: whether a first axis of one image does not count.
         rank_source: where that is from.
@@ -48,6 +52,7 @@ class Rules:
     source: str
     measured: bool = False
     takes_parts: bool = True
+    in_parts: Callable[[ExportedProgram], ExportedProgram] = ExportedProgram.run_decompositions
     max_rank: int | None = None
     rank_source: str = ""
     drops_batch: bool = False
@@ -128,6 +133,7 @@ _ALL = (
         max_rank=6,
         rank_source="XNN_MAX_TENSOR_DIMS in xnnpack.h, which torch 2.11 has among its headers",
         data_dependent=True,
+        in_parts=in_parts,
         accelerated="xnnpack",
     ),
     Rules(

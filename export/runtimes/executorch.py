@@ -5,7 +5,6 @@ Memory is planned before it runs, so that an open axis has a greatest side, whic
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...zoo.extras import require
 from ..capture import AXIS_INDEX, Capture, first_cause, quiet
@@ -27,6 +25,7 @@ from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
 from .executorch_constants import exported, folded
 from .executorch_orders import in_order
+from .executorch_parts import in_parts
 
 
 class ExecuTorchRunner(Runner):
@@ -86,7 +85,7 @@ def _lowered(capture: Capture) -> bytes:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     lowered = to_edge_transform_and_lower(
-        in_order(_one_copy(_graph(capture).run_decompositions(_decompositions()))),
+        in_order(_one_copy(in_parts(_graph(capture)))),
         partitioner=[XnnpackPartitioner()],
         # its check of types asks of what is split how long the first part is: that makes an open batch a constant
         compile_config=EdgeCompileConfig(_check_ir_validity=not capture.axes),
@@ -127,43 +126,6 @@ def _check_open(program: torch.export.ExportedProgram, capture: Capture) -> None
     baked = [axis for axis in capture.axes if isinstance(image.meta["val"].shape[AXIS_INDEX[axis]], int)]
     if baked:
         raise ExportError(f"ExecuTorch took {' and '.join(baked)} for constant")
-
-
-def _decompositions() -> dict[Any, Any]:
-    """Core ATen, but matrices whole, as XNNPACK takes them, and in parts what it does not take or takes for another.
-
-    ExecuTorch's own kernel of group norm does not take maps in channels-last order.
-    """
-    aten = torch.ops.aten
-    core = {
-        **torch.export.default_decompositions(),
-        aten.native_group_norm.default: _group_norm,
-        aten.gelu.default: _gelu,
-    }
-    del core[aten.linear.default]
-    return core
-
-
-def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """``aten.gelu``: XNNPACK computes that by the error function also where the one by tanh is asked for, 1e-4 off."""
-    if approximate == "none":
-        return NotImplemented
-    return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).tanh())
-
-
-def _group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``aten.native_group_norm``: the map (N, C, ...), and mean and reciprocal deviation (N, groups)."""
-    rows = x.reshape(x.shape[0], groups, -1)
-    mean = rows.mean(-1, keepdim=True)
-    centred = rows - mean
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    out = (centred * rstd).reshape(x.shape)
-    per_channel = (1, c, *(1,) * (x.ndim - 2))
-    out = out if weight is None else out * weight.reshape(per_channel)
-    out = out if bias is None else out + bias.reshape(per_channel)
-    return out, mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def _bounds(capture: Capture) -> dict[str, int] | None:

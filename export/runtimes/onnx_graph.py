@@ -25,6 +25,7 @@ from ..shapes import Axes
 
 def tidy(model: ir.Model, axes: Axes) -> ir.Model:
     """``model`` with the rules applied, plain names, and no traces of the machine it was made on."""
+    _register_constants(model)
     _name_nodes(model)
     for rules in (_SQUARES, _INTO_CONVS, _AFFINES):  # the last takes what the others made and left
         model = rewrite(model, pattern_rewrite_rules=rules)
@@ -34,6 +35,21 @@ def tidy(model: ir.Model, axes: Axes) -> ir.Model:
         value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
     ClearMetadataAndDocStringPass()(model)
     return model
+
+
+def _register_constants(model: ir.Model) -> None:
+    """Let the graph own every constant: onnxscript gives the bounds of several Clips one name, and loses the others."""
+    owned = model.graph.initializers
+    for value in dict.fromkeys(v for node in model.graph for v in node.inputs if v is not None):
+        name = given = value.name or "constant"
+        if value.const_value is None or value.producer() is not None or owned.get(name) is value:
+            continue
+        number = 0
+        while name in owned:
+            number += 1
+            name = f"{given}_{number}"
+        value.name = name
+        owned[name] = value
 
 
 def _name_nodes(model: ir.Model) -> None:
