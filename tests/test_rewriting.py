@@ -144,3 +144,23 @@ def test_constants_of_one_name_are_all_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
     (report,) = mixzoo.export(Bounded().eval(), to="onnx", out=tmp_path, name="bounded", sizes="32", dynamic="none")
     assert report.error < 1e-5
+
+
+class Padded(nn.Module):
+    """A pooling as TensorFlow pads it, in timm's ResNetV2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.pad(self.layer(x), (0, 1, 0, 1), value=float("-inf")), 3, 2)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("target", ("ncnn", "litert", "coreml"))
+def test_padding_without_end_is_written(target: str, tmp_path: Path) -> None:
+    if reason := TARGETS[target].unavailable():
+        pytest.skip(reason)
+    (report,) = mixzoo.export(fill_(Padded()).eval(), to=target, out=tmp_path, name="padded", sizes="32x48")
+    assert report.error < 1e-5

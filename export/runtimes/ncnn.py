@@ -30,7 +30,7 @@ from ..options import check_options
 from ..protocol import FileFacts, Runner, Target, TensorInfo
 from ..rewriting import Rewriting
 from .ncnn_parts import PARTS, RANKS
-from .ncnn_text import INPUT, input_shape, layers_of, made_by, reshaped, with_shape
+from .ncnn_text import INPUT, finite, input_shape, layers_of, made_by, reshaped, with_shape
 
 _NO_EIGHT_BITS = (
     "ncnn's quantiser, the programs ncnn2table and ncnn2int8, is not in its Python packages: build them from ncnn's "
@@ -108,7 +108,7 @@ class NcnnTarget(Target):
             traced = Path(folder) / "model.pt"
             _trace(capture.module, image, traced)
             _convert(traced, image, path, half=capture.precision.name == "fp16")
-        path.write_text(with_shape(path.read_text(), image.shape[1:]))
+        path.write_text(finite(with_shape(path.read_text(), image.shape[1:])))
         _check_layers(path)
         _shape_outputs(path, capture.module, image)
 
@@ -223,8 +223,8 @@ def _check_layers(path: Path) -> None:
 
 def _shape_outputs(path: Path, module: nn.Module, image: Tensor) -> None:
     """Give outputs their shapes: pnnx leaves an axis of one where it takes another axis for the batch's."""
-    runner = NcnnRunner(path)
     try:
+        runner = NcnnRunner(path)
         got = runner.outputs(image.numpy())
     except RuntimeError:
         return  # verification says what is wrong

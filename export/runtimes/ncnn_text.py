@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 INPUT = "Input"  # kind of layer
 _SIDES = {1: ("0",), 2: ("1", "0"), 3: ("2", "1", "0"), 4: ("2", "11", "1", "0")}  # keys of a Reshape, by axes
 
+_LEAST = "-3.402823e+38"  # of float32, rounded towards zero
+
 
 def layers_of(text: str) -> list[list[str]]:
     """The words of every layer."""
@@ -30,6 +32,11 @@ def with_shape(text: str, sides: Sequence[int]) -> str:
     index = next(i for i, line in enumerate(lines) if line.split()[0] == INPUT)
     lines[index] += f" 0={width} 1={height} 2={channels}"
     return "\n".join([*lines, ""])
+
+
+def finite(text: str) -> str:
+    """The file with the least float32 for minus infinity, which ncnn cannot read: what pads before a max pool."""
+    return text.replace("=-inf", f"={_LEAST}")
 
 
 def input_shape(text: str) -> tuple[int, int, int]:
