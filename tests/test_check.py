@@ -75,7 +75,12 @@ REFUSING = {
     "statistics": (lambda x: F.batch_norm(x, None, None, training=True), "aten.batch_norm", "all", ""),
     "topk": (lambda x: x.topk(2)[0], "aten.topk", "litert", "ncnn,onnx,openvino"),
     "places": (lambda x: x * x.topk(16, largest=False)[1], "aten.topk", "ncnn", "litert,onnx,openvino"),
-    "rows": (lambda x: x[:, x.mean((1, 2, 3)).long()] * 2, "aten.index", "ncnn", "onnx,openvino"),
+    "rows": (
+        lambda x: x[:, x.mean((1, 2, 3)).long(), x.amax((1, 2, 3)).long()] * 2,
+        "aten.index",
+        "ncnn",
+        "onnx,openvino",
+    ),
     "fold": (overlapping, "aten.col2im", "coreml,litert,tensorrt", "onnx,openvino,ncnn"),
     "erfcx": (torch.special.erfcx, "aten.special_erfcx", "coreml,litert", "onnx"),
 }

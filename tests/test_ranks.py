@@ -100,6 +100,15 @@ def spread(x: Tensor) -> Tensor:
     return rows.permute(0, 1, 2, 5, 3, 4).reshape(b, c, h, w) + x + wide
 
 
+def interleaved(x: Tensor) -> Tensor:
+    """Blocks that are split and joined along other axes, as in timm's BAT, and axes in a listed order."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // 4, 4, w)
+    x = torch.cat(torch.split(x, [1, 2, 1], dim=3)[::-1], dim=3)
+    x = torch.cat([*x.split(2, dim=3), x[:, :, :, 1:3]], dim=1)  # (B, 3C, H / 4, 2, W)
+    return x.permute(0, 1, 3, 2, 4)[:, :, :, [1, 0]].reshape(b, -1, h // 4, w)
+
+
 def averaged(x: Tensor) -> Tensor:
     """The mean of two maps that are stacked along a first axis, as timm's CrossViT has it of its answers."""
     return torch.mean(torch.stack([x, x.flip(1) * 2], dim=0), dim=0)
@@ -135,6 +144,7 @@ FORMS: list[Callable[[Tensor], Tensor]] = [
     strongest,
     biased,
     averaged,
+    interleaved,
     spread,
     grouped,
     Projected().requires_grad_(False),

@@ -88,7 +88,7 @@ CHOICE = Note(
 )
 PICKED = Note(
     "ncnn has no layer that sorts, or gathers by computed or listed indices",
-    "Use topk of the last axis and rows by their numbers, x[rows], which are rewritten, slices and constants.",
+    "Use topk of the last axis and positions of one axis by their numbers, x[:, rows], which are rewritten, or slices.",
     CHOICE.source,
 )
 NO_LAYER = Note("ncnn has no layer for it", "Write it in mean, sum, product and the like.", CHOICE.source)

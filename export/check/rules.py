@@ -23,7 +23,20 @@ _MOVES = frozenset(
     | {"clone", "contiguous", "alias"}
 )
 _CUTS = frozenset(  # what `export.runtimes.ranks` rewrites
-    ("unbind", "select", "slice", "unfold", "expand", "amax", "mean", "sum", "linear")
+    (
+        "unbind",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "cat",
+        "unfold",
+        "expand",
+        "amax",
+        "mean",
+        "sum",
+        "linear",
+    )
 )
 _VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
 
@@ -51,7 +64,7 @@ def _rewritten(call: Call, rules: Rules) -> bool:
         return False
     if call.name == "topk":
         return call.argument(2, "dim", -1) in (-1, call.rank - 1) and bool(call.argument(3, "largest", True))
-    return call.name == "index" and len(call.argument(1, "indices")) == 1
+    return call.name == "index" and sum(index is not None for index in call.argument(1, "indices")) == 1
 
 
 def refused(call: Call, note: Note) -> Finding:

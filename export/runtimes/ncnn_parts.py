@@ -89,13 +89,23 @@ def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
 def _getitem(x: Tensor, index: Any) -> Tensor:
     """Slices with steps as rows of blocks, rows by their numbers as a product with ones and zeros: ncnn has neither."""
     if isinstance(index, Tensor):
-        return _rows_at(x, index)
+        return _rows_at(x, 0, index)
     if (found := RANKS.item(x, index)) is not None:
         return found
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(_listed(part) for part in (index if isinstance(index, tuple) else (index,)))
     if all(isinstance(part, slice) or part is Ellipsis for part in parts):
         return _stepped(x, _spread(parts, x.ndim))
+    listed = [axis for axis, part in enumerate(parts) if isinstance(part, Tensor) and part.dtype != torch.bool]
+    if len(listed) == 1 and all(part == slice(None) for axis, part in enumerate(parts) if axis not in listed):
+        return _rows_at(x, listed[0], parts[listed[0]])
     return x[index]
+
+
+def _listed(part: Any) -> Any:
+    """A part of an index, a list of whole numbers as a constant."""
+    if not isinstance(part, list) or not all(type(i) is int for i in part):
+        return part
+    return torch.from_numpy(np.array(part, np.float32))
 
 
 def _spread(parts: tuple[Any, ...], rank: int) -> list[slice]:
@@ -125,11 +135,18 @@ def _every(x: Tensor, axis: int, wanted: range) -> Tensor:
     return chosen.reshape(*shape[:axis], len(wanted), *shape[axis + 1 :])
 
 
-def _rows_at(x: Tensor, index: Tensor) -> Tensor:
-    """``x[index]``: a product with a matrix of ones and zeros, which is exact."""
-    (count, *rest), wanted = _sides(x), _sides(index)
+def _rows_at(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Positions of an axis by their numbers: a product with a matrix of ones and zeros, which is exact."""
+    shape, wanted = _sides(x), _sides(index)
+    before, count, behind = shape[:axis], shape[axis], shape[axis + 1 :]
     chosen = _equal(index.reshape(-1, 1), _numbers(count).reshape(1, -1))  # (M, count)
-    return (chosen @ x.reshape(count, -1)).reshape(*wanted, *rest)
+    rows = RANKS.reshape(x, (math.prod(before), count, math.prod(behind)))
+    if axis:
+        rows = rows.permute(1, 0, 2)
+    out = chosen @ rows.reshape(count, -1)
+    if axis:
+        out = out.reshape(-1, math.prod(before), math.prod(behind)).permute(1, 0, 2)
+    return RANKS.reshape(out, (*before, *wanted, *behind))
 
 
 def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -108,8 +109,7 @@ class Ranks:
             if step != 1:
                 return None
             if (start, stop) != (0, int(x.shape[axis])):
-                found = self._chosen(x, axis, start, stop - start)
-                x = x.narrow(axis, start, stop - start) if found is None else found
+                x = self._cut(x, axis, start, stop - start)
             axis += 1
         return x
 
@@ -133,6 +133,29 @@ class Ranks:
         if blocks_of(x) is None:
             return None
         return tuple(self.select(x, dim, i) for i in range(int(x.shape[dim])))
+
+    def split(self, x: Tensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+        """`torch.split`"""
+        axis, side = dim % x.ndim, int(x.shape[dim])
+        if blocks_of(x) is None:
+            return torch.split(x, split_size, dim)  # type: ignore[arg-type]
+        sizes = (
+            [min(split_size, side - at) for at in range(0, side, split_size)]
+            if isinstance(split_size, int)
+            else split_size
+        )
+        starts = accumulate(sizes, initial=0)
+        return tuple(self._cut(x, axis, start, size) for start, size in zip(starts, sizes, strict=False))
+
+    def cat(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """`torch.cat`"""
+        result = torch.cat(list(tensors), dim)
+        if all(blocks_of(x) is None for x in tensors):
+            return result
+        shape = tuple(int(side) for side in result.shape)
+        before = math.prod(shape[: dim % result.ndim])
+        rows = torch.cat([in_few(x, (before, -1)) for x in tensors], dim=1)
+        return self._noted(result, Blocks(rows, shape, tuple(range(len(shape)))))
 
     def of_two(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``function`` of two tensors, number by number, with axes joined in which each has all positions or one."""
@@ -213,6 +236,10 @@ class Ranks:
         rows = F.linear(blocks.flat().reshape(-1, blocks.shape[-1]), weight, bias)
         return self._noted(result, Blocks(rows, shape, tuple(range(len(shape)))))
 
+    def _cut(self, x: Tensor, axis: int, start: int, length: int) -> Tensor:
+        found = self._chosen(x, axis, start, length)
+        return x.narrow(axis, start, length) if found is None else found
+
     def _chosen(self, x: Tensor, axis: int, start: int, length: int | None) -> Tensor | None:
         """``length`` positions of an axis, or one without the axis for None; None where ``x`` has few axes."""
         blocks = blocks_of(x)
@@ -249,6 +276,9 @@ class Ranks:
             aten.select.int: self.select,
             aten.slice.Tensor: self.slice,
             aten.unbind.int: self.unbind,
+            aten.split.Tensor: self.split,
+            aten.split_with_sizes.default: self.split,
+            aten.cat.default: self.cat,
             aten.unfold.default: self.unfold,
             aten.add.Tensor: self.of_two(torch.add),
             aten.mul.Tensor: self.of_two(torch.mul),
@@ -280,6 +310,8 @@ class Ranks:
             **dict.fromkeys((Tensor.__iadd__, Tensor.add_), self.in_place(torch.add, Tensor.add_)),
             **dict.fromkeys((Tensor.__imul__, Tensor.mul_), self.in_place(torch.mul, Tensor.mul_)),
             Tensor.unfold: self.unfold,
+            **dict.fromkeys((Tensor.split, torch.split), self.split),
+            **dict.fromkeys((torch.cat, torch.concat), self.cat),
             Tensor.expand: self.expand,
             torch.stack: self.stack,
             Tensor.contiguous: self.contiguous,
