@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -122,6 +123,11 @@ def _unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple(_select(x, dim, i) for i in range(x.shape[dim])) if isinstance(x.shape[dim], int) else NotImplemented
 
 
+def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """By slices, which XNNPACK takes one by one."""
+    return tuple(x.narrow(dim, start, size) for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False))
+
+
 def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
     """By joining what goes over the end with the rest."""
     if not dims or not all(isinstance(n, int) for n in (*shifts, *(x.shape[dim] for dim in dims))):
@@ -140,5 +146,6 @@ _OURS: dict[Any, Callable[..., Any]] = {
     _ATEN.matmul.default: _matmul,
     _ATEN.unbind.int: _unbind,
     _ATEN.select.int: _select,
+    _ATEN.split_with_sizes.default: _split,
     _ATEN.roll.default: _roll,
 }
