@@ -7,6 +7,7 @@ import copy
 import inspect
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -110,13 +111,14 @@ class Capture:
     def arithmetic(self) -> torch.fx.GraphModule:
         """The graph as a module of its own, without torch.export's checks of the input.
 
+        Where something is written into a part of a tensor, or into one that is the same for every input, the tensor is
+        made anew from its parts: converters read such writing in different ways, and constants could not be folded.
+
         Raises:
             ExportError: torch.export cannot capture the module with these axes open.
         """
-        module = self.program.module
-        graph = module(check_guards=False) if _guarded(module) else module()
-        assert isinstance(graph, torch.fx.GraphModule)
-        return graph
+        graph = _unchecked(self.program)
+        return _unchecked(self.program.run_decompositions({})) if _writes(graph.graph) else graph
 
     def refuses(self, x: Tensor) -> str | None:
         """What torch.export took for constant that would have to change for input ``x``; None if nothing.
@@ -135,6 +137,31 @@ class Capture:
 def _shapes(axes: Mapping[str, Any]) -> tuple[dict[int, Any]] | None:
     dims = {AXIS_INDEX[axis]: dim for axis, dim in axes.items()}
     return (dims,) if dims else None
+
+
+def _unchecked(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    graph = program.module(check_guards=False) if _guarded(program.module) else program.module()
+    assert isinstance(graph, torch.fx.GraphModule)
+    return graph
+
+
+def _writes(graph: torch.fx.Graph) -> bool:
+    """Whether an operator writes into a view, or into what does not depend on the input."""
+    reached: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(part in reached for part in node.all_input_nodes):
+            reached.add(node)
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            written = node.args[0]
+            if written not in reached or _is_view(written) or node.target.overloadpacket is torch.ops.aten.copy_:
+                return True
+    return False
+
+
+def _is_view(node: Any) -> bool:
+    if node.target is operator.getitem:  # a part of what was split
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
 
 
 def _guarded(module: Callable[..., nn.Module]) -> bool:

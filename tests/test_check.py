@@ -55,8 +55,8 @@ def findings(function: Callable[[Tensor], Tensor], target: str, fast: bool = Fal
 
 
 def windows(x: Tensor) -> Tensor:
-    """Products of tensors with six axes."""
-    return (x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5) * 2).flatten(1)
+    """Softmax of a tensor with six axes."""
+    return x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).softmax(-1).flatten(1)
 
 
 def overlapping(x: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def overlapping(x: Tensor) -> Tensor:
 REFUSING = {
     "fft": (lambda x: torch.fft.rfft2(x).abs(), "aten.fft_rfft2", "coreml,ncnn,openvino,executorch", "onnx"),
     "windows": (windows, "aten.permute", "coreml", "onnx,openvino,litert,executorch,tensorrt"),
-    "six": (lambda x: x.reshape(1, 8, 4, 4, 4, 4) * 2, "aten.reshape", "coreml,ncnn,qnn", "onnx,litert,executorch"),
+    "six": (lambda x: x.reshape(1, 8, 4, 4, 4, 4).exp(), "aten.reshape", "coreml,ncnn,qnn", "onnx,litert,executorch"),
     "strides": (lambda x: x.as_strided((8, 7), (9, 2)), "aten.as_strided", "coreml,ncnn", "onnx,openvino"),
     "nonzero": (lambda x: x[x > 0], "aten.index", "litert,coreml,qnn,tensorrt", "onnx,openvino,executorch"),
     "random": (lambda x: x + torch.rand_like(x), "aten.rand_like", "all", ""),
@@ -122,7 +122,10 @@ def test_rows_may_be_taken_from_any_rank_for_ncnn() -> None:
     assert not findings(packed, "ncnn")
     assert not findings(lambda x: x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 1, 4, 3, 5).mean((1, 3)).flatten(1), "ncnn")
     assert findings(lambda x: x.reshape(1, 8, 4, 4, 4, 4).permute(0, 2, 1, 4, 3, 5)[:, :, ::2].flatten(1), "ncnn")
-    assert findings(lambda x: (x.reshape(8, 2, 2, 8, 8) * 2).sum(0), "ncnn")
+    assert not findings(lambda x: (x.reshape(8, 2, 2, 8, 8) * 2).sum(0), "ncnn")
+    assert findings(
+        lambda x: (x.reshape(8, 2, 2, 8, 8) * x[0].reshape(1, 2, 2, 1, 8, 8)[0, :, :, 0]).exp().sum(0), "ncnn"
+    )
 
 
 def test_what_runs_but_not_fast_is_no_refusal() -> None:

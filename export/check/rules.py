@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch.fx import Node
 
+from ..runtimes.rank_blocks import merged, shape_of
 from . import notes
 from .findings import OUTSIDE, REFUSED, UNTRIED, Finding
 from .graph import Call
@@ -38,6 +40,7 @@ _CUTS = frozenset(  # what `export.runtimes.ranks` rewrites
         "linear",
     )
 )
+_OF_TWO = frozenset(("add", "mul"))
 _VIEWS = frozenset(("view", "squeeze", "unsqueeze", "alias", "clone", "detach", "_unsafe_view", "lift_fresh_copy"))
 
 
@@ -132,14 +135,33 @@ def _rank(call: Call, rules: Rules) -> Note | None:
 
 def _only_moves(call: Call, rules: Rules) -> bool:
     """Whether the call, and what uses its output, only move elements, or do what the target may with many axes."""
-    moves = _MOVES | _CUTS if rules.cuts_any_rank else _MOVES
-    return all(_moves(node, moves) for node in (call.node, *call.node.users))
+    return all(_moves(node, rules) for node in (call.node, *_users(call.node)))
 
 
-def _moves(node: Node, moves: frozenset[str]) -> bool:
-    """Whether a node is one of ``moves``; slices with steps are not."""
-    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-    return name in moves and not (name == "slice" and len(node.args) > 4 and node.args[4] != 1)
+def _users(node: Node) -> Iterator[Node]:
+    """What uses the output, or one of several."""
+    for user in node.users:
+        if user.target is operator.getitem:
+            yield from _users(user)
+        else:
+            yield user
+
+
+def _moves(node: Node, rules: Rules) -> bool:
+    """Whether a node is one of those; slices with steps are not, and sums only if axes can be joined."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "").rstrip("_")
+    if name in _MOVES or not rules.cuts_any_rank:
+        return name in _MOVES
+    if name in _OF_TWO:
+        return _joined_rank(node) <= (rules.max_rank or 0)
+    return name in _CUTS and not (name == "slice" and len(node.args) > 4 and node.args[4] != 1)
+
+
+def _joined_rank(node: Node) -> int:
+    """How many axes a sum or product of two tensors has once those are joined that can be."""
+    rank = node.meta["val"].ndim
+    shapes = [shape_of(arg.meta["val"] if isinstance(arg, Node) else arg, rank) for arg in node.args[:2]]
+    return len(merged(shapes)[0])
 
 
 def _finding(call: Call, severity: str, note: Note) -> Finding:

@@ -42,11 +42,37 @@ def _reciprocal(x: Tensor) -> Tensor:
     return torch.tensor(1.0, dtype=x.dtype) / x
 
 
+def _slice_scatter(
+    x: Tensor, part: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """``x`` with ``part`` in the place of a slice: what is before it and behind it, joined with the part."""
+    places = range(x.shape[dim])[start:end:step]
+    if step != 1:
+        return torch.slice_scatter(x, part, dim, start, end, step)
+    pieces = (x.narrow(dim, 0, places.start), part, x.narrow(dim, places.stop, x.shape[dim] - places.stop))
+    return torch.cat([piece for piece in pieces if piece.shape[dim]], dim)
+
+
+def _select_scatter(x: Tensor, part: Tensor, dim: int, index: int) -> Tensor:
+    at = index % x.shape[dim]
+    return _slice_scatter(x, part.unsqueeze(dim), dim, at, at + 1)
+
+
+def _filled(x: Tensor, value: Any) -> Tensor:
+    """``value`` everywhere, in the shape and type of ``x``."""
+    return (value if isinstance(value, Tensor) else torch.tensor(value)).to(x.dtype).expand(x.shape)
+
+
 IN_PARTS: dict[Any, Any] = {  # traced, they are plain operators
     **Ranks(5).operators(),
     torch.ops.aten.addcmul.default: _addcmul,
     torch.ops.aten.baddbmm.default: _baddbmm,
     torch.ops.aten.chunk.default: _chunk,
+    torch.ops.aten.copy.default: lambda x, source: _filled(x, source),
+    torch.ops.aten.fill.Scalar: _filled,
+    torch.ops.aten.fill.Tensor: _filled,
+    torch.ops.aten.slice_scatter.default: _slice_scatter,
+    torch.ops.aten.select_scatter.default: _select_scatter,
     torch.ops.aten.reciprocal.default: _reciprocal,
     torch.ops.aten.upsample_nearest2d.vec: nearest,
 }
