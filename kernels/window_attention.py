@@ -134,7 +134,10 @@ def _bands(qkv: Tensor, axis: int, window: Size, shift: Size) -> list[tuple[int,
 def _mask(codes: Tensor, axis: int, other: int, dtype: torch.dtype) -> Tensor:
     """Penalties (N, N) of a window with ``codes`` along one axis, whose side along the other is ``other``."""
     along = penalties(codes, dtype)
-    return along.repeat(other, other) if axis else along.repeat_interleave(other, 0).repeat_interleave(other, 1)
+    if axis:
+        return along.repeat(other, other)
+    side = along.shape[0]  # not by repeat_interleave, over whose indices NNCF stumbles
+    return along[:, None, :, None].expand(side, other, side, other).reshape(side * other, side * other)
 
 
 def _fused_unsupported(
