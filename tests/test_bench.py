@@ -15,6 +15,7 @@ from mixzoo.bench.macs import count_macs
 from mixzoo.bench.memory import peak_memory
 from mixzoo.bench.plot import plot
 from mixzoo.blocks.mixers import MIXERS
+from mixzoo.zoo import timing
 from mixzoo.zoo.errors import MixzooError, UnknownModelError, UnknownNameError
 from mixzoo.zoo.machine import describe_machine
 from mixzoo.zoo.registry import create_model, get_variant
@@ -54,6 +55,13 @@ def test_rounds_are_interleaved_and_shuffled() -> None:
     rounds = [turns[i : i + 3] for i in range(0, len(turns), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len(set(map(tuple, rounds))) > 1
+
+
+def test_slow_calls_have_none_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_SLOW", 0.0)
+    seen: list[str] = []
+    measured = measure({name: partial(seen.append, name) for name in "ab"}, rounds=5)
+    assert len(seen) == 2 * (1 + 5) and all(len(t.calls) == 5 for t in measured.values())
 
 
 def test_threads_are_put_back() -> None:

@@ -91,6 +91,9 @@ def waiting(run: Callable[[], Result], device: str) -> Callable[[], Result]:
     return wait
 
 
+_SLOW = 1.0  # seconds: such calls gain nothing from one before them that is not timed
+
+
 def measure(
     candidates: Mapping[str, Run],
     rounds: int = 30,
@@ -108,28 +111,31 @@ def measure(
     Returns:
         name -> Timing, in the order of ``candidates``.
     """
-    calls_per_turn = {name: _calls_for(run, turn_seconds) for name, run in candidates.items()}
+    plans = {name: _plan(run, turn_seconds) for name, run in candidates.items()}
     taken: dict[str, list[list[float]]] = {name: [] for name in candidates}
     order = list(candidates)
     shuffler = random.Random(0)
     for _ in range(rounds):
         shuffler.shuffle(order)
         for name in order:
-            taken[name].append(_turn(candidates[name], calls_per_turn[name]))
+            taken[name].append(_turn(candidates[name], *plans[name]))
         on_round()
     return {name: _timing(turns) for name, turns in taken.items()}
 
 
-def _calls_for(run: Run, turn_seconds: float) -> int:
-    """Warm ``run`` up, then see how many calls fill a turn."""
-    _turn(run, 2)
+def _plan(run: Run, turn_seconds: float) -> tuple[int, int]:
+    """Warm ``run`` up, then see how many calls fill a turn, and how many go before that are not timed."""
+    if _turn(run, 1, 0)[0] > 1000 * _SLOW:
+        return 1, 0
+    _turn(run, 1)
     estimate = fmean(_turn(run, 2)) / 1000
-    return max(1, min(10, round(turn_seconds / max(estimate, 1e-6))))
+    return max(1, min(10, round(turn_seconds / max(estimate, 1e-6)))), 1
 
 
-def _turn(run: Run, calls: int) -> list[float]:
-    """Milliseconds of ``calls`` calls, after one that is not timed."""
-    run()
+def _turn(run: Run, calls: int, untimed: int = 1) -> list[float]:
+    """Milliseconds of ``calls`` calls, after some that are not timed."""
+    for _ in range(untimed):
+        run()
     marks = [perf_counter()]
     for _ in range(calls):
         run()
