@@ -138,3 +138,24 @@ def test_attention_is_accelerated(batches: tuple[int, ...], tmp_path: Path) -> N
 
 def test_rows_that_see_nothing_are_nought(tmp_path: Path) -> None:
     assert max(errors(Shifted(True), (2, 8, 6, 9), (1, 3), tmp_path)) < 2e-6
+
+
+class Halved(nn.Module):
+    """Channels that are split, one part convolved, and joined again, as SHViT has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.part, self.after = (fill_(nn.Conv2d(a, b, 1)) for a, b in ((3, 16), (4, 4), (16, 8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = self.before(x).split([4, 12], dim=1)
+        return self.after(torch.cat([self.part(first), rest], dim=1)).relu()
+
+
+def test_splits_in_eight_bits_are_loaded(tmp_path: Path) -> None:
+    """Written as slices, whose input and output have other scales, XNNPACK would refuse the file."""
+    module, images = Halved().eval().requires_grad_(False), tuple(image((1, 3, 8, 8), seed=i).float() for i in range(4))
+    capture = Capture(module, images[0], ()).at(Precision("int8", images))
+    TARGET.export(capture, tmp_path / "file.pte", {})
+    run = TARGET.load(tmp_path / "file.pte", threads=1)
+    assert rel_err(torch.from_numpy(run.outputs(images[0].numpy())[0]), module(images[0])) < 0.05

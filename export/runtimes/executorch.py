@@ -85,7 +85,7 @@ def _lowered(capture: Capture) -> bytes:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     lowered = to_edge_transform_and_lower(
-        in_order(_one_copy(in_parts(_graph(capture)))),
+        in_order(_one_copy(in_parts(_graph(capture), slices=capture.precision.name != "int8"))),
         partitioner=[XnnpackPartitioner()],
         # its check of types asks of what is split how long the first part is: that makes an open batch a constant
         compile_config=EdgeCompileConfig(_check_ir_validity=not capture.axes),

@@ -18,14 +18,20 @@ from torch.fx import Node
 _ATEN = torch.ops.aten
 
 
-def in_parts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """``program`` in core ATen, but with whole matrices, as XNNPACK takes them."""
-    return _without_idle(program.run_decompositions(_decompositions()))
+def in_parts(program: torch.export.ExportedProgram, slices: bool = True) -> torch.export.ExportedProgram:
+    """``program`` in core ATen, but with whole matrices, as XNNPACK takes them.
+
+    Args:
+        program: a captured graph.
+        slices: whether what selects, splits and rolls is written as slices. In eight bits it must not be: XNNPACK does
+            not load a slice whose input and output have different scales.
+    """
+    return _without_idle(program.run_decompositions(_decompositions(slices)))
 
 
-def _decompositions() -> dict[Any, Any]:
+def _decompositions(slices: bool) -> dict[Any, Any]:
     core = dict(torch.export.default_decompositions())
-    for operator, ours in _OURS.items():
+    for operator, ours in (_OURS | _IN_SLICES if slices else _OURS).items():
         core[operator] = _first(ours, core.get(operator))
     del core[_ATEN.linear.default]
     return core
@@ -144,6 +150,8 @@ _OURS: dict[Any, Callable[..., Any]] = {
     _ATEN.gelu.default: _gelu,
     _ATEN.scaled_dot_product_attention.default: _attention,
     _ATEN.matmul.default: _matmul,
+}
+_IN_SLICES: dict[Any, Callable[..., Any]] = {
     _ATEN.unbind.int: _unbind,
     _ATEN.select.int: _select,
     _ATEN.split_with_sizes.default: _split,
