@@ -206,8 +206,7 @@ def _write_one(
     _check_open(facts, axes)
     reason = not_run_because(target)
     job.say(f"{target.name}: running {'the source of ' if reason else ''}{path.name} at {len(cases)} shapes")
-    with _read_by(target, path):
-        runner = _load(target, path)
+    runner = _load(target, path)
     checks = verify(reference, runner, cases, job.precision, _takes_one(target, axes))
     with _float_file(job, target, path, capture) as float_file:
         timed = target.timed and not reason
@@ -296,9 +295,10 @@ def _verified(job: Job, target: Target, path: Path, case: Case) -> Runner:
 
 def _load(target: Target, path: Path) -> Runner:
     """The file in its runtime, or what it was made from where that cannot run here."""
-    if isinstance(target, BuiltAhead) and target.cannot_run():
-        return target.load_source(path, torch.get_num_threads())
-    return target.load(path, torch.get_num_threads())
+    with _read_by(target, path):
+        if isinstance(target, BuiltAhead) and target.cannot_run():
+            return target.load_source(path, torch.get_num_threads())
+        return target.load(path, torch.get_num_threads())
 
 
 def _probe(capture: Capture, reference: Reference) -> None:

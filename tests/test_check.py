@@ -21,6 +21,8 @@ from mixzoo.export.protocol import FileFacts
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.cli import app
 from mixzoo.zoo.errors import UnknownNameError
+from mixzoo.zoo.fill import fill_
+from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -228,3 +230,22 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_hold_names_of_operators(table: str) -> None:
     known = {name.partition("::")[2].partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
     assert operators(table) and not {name for name in operators(table) if name not in known}
+
+
+def test_a_file_in_eight_bits_that_is_not_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is loaded to be judged, long before it is verified; other targets go on."""
+    target = TARGETS["onnx"]
+    if reason := target.unavailable():
+        pytest.skip(reason)
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 200 - 50 * i, 30)).save(tmp_path / f"{i}.png")
+
+    def load(*_: Any) -> None:
+        raise RuntimeError("no such slice")
+
+    monkeypatch.setattr(target, "load", load)
+    model = fill_(Outer(lambda x: x.relu().mean((2, 3)))).eval()
+    with pytest.raises(ExportError, match=r"ONNX.* cannot read outer\S*\.onnx: no such slice"):
+        mixzoo.export(
+            model, to="onnx", out=tmp_path / "out", sizes="16", dynamic="none", precision="int8", calibration=tmp_path
+        )
