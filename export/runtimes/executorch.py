@@ -24,6 +24,7 @@ from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target
 from ..shapes import AXES, Axes
 from .executorch_constants import exported, folded
+from .executorch_eight import without_joined_tables
 from .executorch_orders import in_order
 from .executorch_parts import in_parts
 
@@ -84,8 +85,9 @@ def _lowered(capture: Capture) -> bytes:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+    program = in_parts(_graph(capture), slices=capture.precision.name != "int8")
     lowered = to_edge_transform_and_lower(
-        in_order(_one_copy(in_parts(_graph(capture), slices=capture.precision.name != "int8"))),
+        in_order(_one_copy(without_joined_tables(program))),
         partitioner=[XnnpackPartitioner()],
         # its check of types asks of what is split how long the first part is: that makes an open batch a constant
         compile_config=EdgeCompileConfig(_check_ir_validity=not capture.axes),
