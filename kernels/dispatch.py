@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,13 +104,12 @@ def opaque(
     schema: str,
     like: Implementation,
     gradients: Gradients | None = None,
-    replay: Implementation | None = None,
 ) -> Callable[[Implementation], Implementation]:
     """Make an implementation that a compiler cannot look into one node ``mixzoo::<name>`` of its graphs.
 
     Outside of a compiled graph nothing changes, and autograd goes through the implementation itself. The node gives its
-    result the memory order that ``like`` says, and gradients that of the arguments. With neither ``gradients`` nor
-    ``replay`` it has no backward pass, and the candidate must decline where one is wanted.
+    result the memory order that ``like`` says, and gradients that of the arguments. Without ``gradients`` it has
+    no backward pass, and the candidate must decline where one is wanted.
 
     Args:
         name: of the node.
@@ -118,7 +117,6 @@ def opaque(
         like: same parameters; an empty tensor, in shape, type and memory order that of the result.
         gradients: (gradient of the result, then the same parameters) -> one for every tensor among them, None where
             there is none; the backward pass is one node, too.
-        replay: same parameters; plain operators whose gradients are taken, which the compiler sees through.
     """
 
     def register(run: Implementation) -> Implementation:
@@ -129,8 +127,6 @@ def opaque(
         places = [i for i, parameter in enumerate(schema.split(",")) if parameter.split()[0] in ("Tensor", "Tensor?")]
         if gradients is not None:
             _differentiate(node, places, _gradient_node(name, schema, places, gradients))
-        elif replay is not None:
-            _differentiate(node, places, partial(_replayed, replay, places))
 
         @wraps(run)
         def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -156,18 +152,6 @@ def _gradient_node(name: str, schema: str, places: list[int], gradients: Gradien
     back = torch.library.custom_op(f"mixzoo::{name}_backward", mutates_args=(), schema=back_schema)(compute)
     back.register_fake(shapes)
     return back
-
-
-def _replayed(run: Implementation, places: list[int], grad: Tensor, *args: Any) -> list[Tensor | None]:
-    """Gradients of ``run``, computed anew, for the arguments at ``places``; None for those that are None."""
-    given = [None if args[i] is None else args[i].detach().requires_grad_() for i in places]  # floating, all of them
-    full = list(args)
-    for i, tensor in zip(places, given, strict=True):
-        full[i] = tensor
-    wanted = [t for t in given if t is not None]
-    with torch.enable_grad():
-        found = iter(torch.autograd.grad(run(*full), wanted, grad, allow_unused=True))
-    return [None if t is None else next(found) for t in given]
 
 
 def _differentiate(node: Any, places: list[int], gradients: Gradients) -> None:

@@ -18,8 +18,9 @@ with s = D^-0.5 for D channels before the feature map. Rotary tables turn phi(q)
 and both halves of features that are twice as wide.
 Means instead of sums, and sums in float32 for half-precision inputs (autocast or not), keep every step in range.
 
-Served by: CUDA, Triton, which reads each token once (features that are normalised over channels excepted); the CPU and
-MPS, the transposed form, where tokens are adjacent in memory and heads are to be joined; else the reference.
+Served by: CUDA, Triton, which reads each token once (features that are normalised over channels, and training,
+excepted); where it does not apply, the transposed form, if tokens are adjacent in memory and heads are to be joined;
+else the reference.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .dispatch import Candidate, Op, opaque, triton_unsupported
+from .dispatch import Candidate, Op, opaque, triton_unsupported, wants_gradient
 from .precision import accumulated, without_autocast
 from .rotary import Rope, rotate_pairs
 
@@ -236,29 +237,6 @@ def _channel_major_unsupported(
     return None
 
 
-class _Fused(torch.autograd.Function):
-    """The Triton kernels forward; the reference again, with its gradients, backward: nothing but the inputs is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kind: Kind, scale: float, rope: Rope | None) -> Tensor:
-        from .fused.linear_attention import linear_attention_forward
-
-        ctx.save_for_backward(q, k, v, *(rope or ()))
-        ctx.kind, ctx.scale = kind, scale
-        return linear_attention_forward(q, k, v, kind.features, kind.rule, scale, EPS, FLOOR, rope)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        with torch.enable_grad():
-            inputs = [t.detach().requires_grad_(need) for t, need in zip(saved, ctx.needs_input_grad[:3], strict=False)]
-            q, k, v = inputs
-            out = linear_attention_reference(q, k, v, ctx.kind, ctx.scale, saved[3:] or None)
-        wanted = [t for t in inputs if t.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, gradient))
-        return *(next(found) if t.requires_grad else None for t in inputs), None, None, None
-
-
 _SCHEMA = "Tensor q, Tensor k, Tensor v, str features, str rule, float scale, Tensor? cos=None, Tensor? sin=None"
 
 
@@ -269,17 +247,15 @@ def _like(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> Tensor:
     return v.new_empty(batch, count, heads, width).transpose(1, 2)
 
 
-def _replay(q: Tensor, k: Tensor, v: Tensor, features: str, rule: str, scale: float, *rope: Any) -> Tensor:
-    return linear_attention_reference(q, k, v, Kind(features, rule), scale, None if None in rope else rope or None)
-
-
-@opaque("linear_attention_triton", _SCHEMA, _like, replay=_replay)
+@opaque("linear_attention_triton", _SCHEMA, _like)
 def _launched(
     q: Tensor, k: Tensor, v: Tensor, features: str, rule: str, scale: float,
     cos: Tensor | None = None, sin: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
+    from .fused.linear_attention import linear_attention_forward
+
     rope = None if cos is None or sin is None else (cos, sin)
-    return cast(Tensor, _Fused.apply(q, k, v, Kind(features, rule), scale, rope))
+    return linear_attention_forward(q, k, v, features, rule, scale, EPS, FLOOR, rope)
 
 
 def _fused(
@@ -297,6 +273,8 @@ def _fused_unsupported(
         return f"the Triton kernel takes (B, heads, N, D), not {q.ndim} axes"
     if resolve_kind(kind).features in ("focused", *JOINED):
         return "features that are normalised over the channels are made outside of the Triton kernel"
+    if wants_gradient(q, k, v):
+        return "the Triton kernel has no backward pass: the reference was faster than computing it again for one"
     return triton_unsupported(max(q.shape[-1], v.shape[-1]), q, k, v)
 
 

@@ -32,7 +32,7 @@ def tokens(batch: int, heads: int, count: int, dim: int, dtype: torch.dtype, kin
     q, k, v = maps if by_map else maps.contiguous()
     if kind == "given":
         q, k = q.abs(), k.abs()
-    return [t.detach().requires_grad_() for t in (q, k, v)]
+    return [q, k, v]
 
 
 CASES = ((1, 1, (1, 1), 12, True, True), (3, 2, (5, 7), 20, False, True), (1, 1, (14, 19), 16, True, False))
@@ -42,35 +42,21 @@ RUNS += [(kind, dtype, CASES[1:2]) for kind, dtype in (("mala", torch.float16), 
 
 
 @pytest.mark.parametrize(("kind", "dtype", "cases"), RUNS, ids=str)
-def test_kernels_give_outputs_and_gradients(kind: str, dtype: torch.dtype, cases: Any) -> None:
+def test_kernels_give_outputs(kind: str, dtype: torch.dtype, cases: Any) -> None:
     for batch, heads, size, dim, rotated, by_map in cases:
         inputs = tokens(batch, heads, size[0] * size[1], dim, dtype, kind, by_map)
         rope = map_tables(dim, size, inputs[0]) if rotated else None
-        exact = [t.detach().double().requires_grad_() for t in inputs]
+        exact = [t.double() for t in inputs]
         expected = linear_attention_reference(*exact, kind, None, map_tables(dim, size, exact[0]) if rotated else None)
         found = TRITON(*inputs, kind, None, rope)
         assert found.dtype == dtype and found.shape == expected.shape
-        bound = TOLERANCE[dtype] * expected.abs().max()
-        assert (found - expected).abs().max() <= bound
-        probe = torch.randn(found.shape, generator=torch.Generator().manual_seed(7))
-        wanted = torch.autograd.grad(expected, exact, probe.double())
-        got = torch.autograd.grad(found, inputs, probe.to(dtype))
-        bound = TOLERANCE[dtype] * max(t.abs().max().item() for t in (*wanted, expected))
-        assert all((a - b).abs().max() <= bound for a, b in zip(got, wanted, strict=True))
+        assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
 
 
 def test_every_elementwise_feature_map_and_other_key_counts() -> None:
-    q, _, _ = (t.detach() for t in tokens(2, 2, 35, 12, torch.float32, "elu", True))
-    _, k, v = (t.detach() for t in tokens(2, 2, 150, 12, torch.float32, "elu", True))
+    q, _, _ = tokens(2, 2, 35, 12, torch.float32, "elu", True)
+    _, k, v = tokens(2, 2, 150, 12, torch.float32, "elu", True)
     for features in ("identity", "elu", "relu", "leaky_relu", "exp"):
         kind = Kind(features, "subtraction")
         expected = linear_attention_reference(q.double(), k.double(), v.double(), kind, 0.3)
         assert (TRITON(q, k, v, kind, 0.3) - expected).abs().max() <= TOLERANCE[torch.float32] * expected.abs().max()
-
-
-def test_gradients_are_made_for_what_needs_them() -> None:
-    q, k, v = tokens(1, 2, 35, 12, torch.float32, "elu", True)
-    out = TRITON(q.detach(), k, v.detach())
-    (gradient,) = torch.autograd.grad(out.sum(), k)
-    (wanted,) = torch.autograd.grad(linear_attention_reference(q.detach(), k, v.detach()).sum(), k)
-    assert torch.allclose(gradient, wanted, atol=1e-6)

@@ -19,6 +19,8 @@ NODES = {  # side, heads, channels
     "soft_attention": (9, 2, 16),
 }
 
+FORWARD = ("linear_attention", "soft_attention")  # without a backward pass
+
 
 def arguments(name: str) -> tuple[list[Tensor], Any, Any]:
     """Tensors of a small sample, what is taken from them by Triton, and by the reference."""
@@ -32,7 +34,7 @@ def arguments(name: str) -> tuple[list[Tensor], Any, Any]:
 @pytest.mark.parametrize("name", NODES)
 def test_compiled_outputs_and_gradients(name: str) -> None:
     tensors, triton, reference = arguments(name)
-    differentiable = name != "soft_attention"
+    differentiable = name not in FORWARD
     inputs, exact = ([t.clone().requires_grad_(differentiable) for t in tensors] for _ in range(2))
     expected = reference(*exact)
     graphs: list[Any] = []
@@ -72,7 +74,7 @@ def test_nodes_keep_the_rules_of_operators(name: str) -> None:
         torch.compile(triton, fullgraph=True, backend=record)(*tensors)
     (node, (args, kwargs)), *rest = called
     assert not rest
-    differentiable = name != "soft_attention"
+    differentiable = name not in FORWARD
     args = [a.requires_grad_(differentiable and a.is_floating_point()) if isinstance(a, Tensor) else a for a in args]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # the compiler's part is tested above
     torch.library.opcheck(getattr(node, "default", node), tuple(args), kwargs, test_utils=checks)

@@ -42,3 +42,12 @@ def test_explain_says_why_triton_is_not_taken() -> None:
     assert "32 bits" in (reason("cuda", dtype=torch.float64) or "")
     assert "normalised" in (reason("cuda", kind="hedgehog") or "")
     assert "normalised" in (reason("cuda", kind="nala") or "") and reason("cuda", kind="l2vit") is None
+
+
+@needs_triton
+def test_training_is_not_done_by_triton() -> None:
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 49, 16, device="cuda", requires_grad=True)
+        assert "backward" in (LINEAR_ATTENTION_OP.explain(q, q, q, "elu")["triton"] or "")
+        with torch.no_grad():
+            assert LINEAR_ATTENTION_OP.explain(q, q, q, "elu")["triton"] is None

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..windows import Size
+from .precision import product_precision
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -39,7 +40,7 @@ def _forward(  # type: ignore[no-untyped-def]
     qb, qc, qy, qx, kb, kc, ky, kx, vb, vc, vy, vx, ob, oc, oy, ox,
     heads, count, cols, height, width,
     topk: tl.constexpr, h: tl.constexpr, w: tl.constexpr, dim: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
+    PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     image, region = (row // count).to(tl.int64), row % count
@@ -59,14 +60,14 @@ def _forward(  # type: ignore[no-untyped-def]
         tile_k = inside[:, None] & (d < dim)[None, :]
         key = tl.load(k + image * kb + channel * kc + (ty * ky + tx * kx)[:, None], mask=tile_k, other=0.0)
         value = tl.load(v + image * vb + channel * vc + (ty * vy + tx * vx)[:, None], mask=tile_k, other=0.0)
-        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * (scale * LOG2E)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2E)
         logits = tl.where(real[None, :], logits, float("-inf"))
         new = tl.maximum(most, tl.max(logits, 1))
         weights = tl.exp2(logits - new[:, None])
         shrink = tl.exp2(most - new)
         total = total * shrink + tl.sum(weights, 1)
         result = result * shrink[:, None]
-        result += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        result += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
         most = new
     result = result / total[:, None]
     tl.store(out + image * ob + channel * oc + (y * oy + x * ox)[:, None], result.to(out.dtype.element_ty), mask=tile)
@@ -79,7 +80,7 @@ def _backward(  # type: ignore[no-untyped-def]
     qb, qc, qy, qx, kb, kc, ky, kx, vb, vc, vy, vx, ob, oc, oy, ox, gb, gc, gy, gx, db, dy, dx,
     heads, count, cols, height, width,
     topk: tl.constexpr, h: tl.constexpr, w: tl.constexpr, dim: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
+    PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     image, region = (row // count).to(tl.int64), row % count
@@ -101,15 +102,15 @@ def _backward(  # type: ignore[no-untyped-def]
         tile_k = inside[:, None] & (d < dim)[None, :]
         key = tl.load(k + image * kb + channel * kc + (ty * ky + tx * kx)[:, None], mask=tile_k, other=0.0)
         value = tl.load(v + image * vb + channel * vc + (ty * vy + tx * vx)[:, None], mask=tile_k, other=0.0)
-        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * (scale * LOG2E)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2E)
         weights = tl.where(real[None, :] & here[:, None], tl.exp2(logits - norm[:, None]), 0.0)
-        toward = tl.dot(g, tl.trans(value), input_precision="ieee")
+        toward = tl.dot(g, tl.trans(value), input_precision=PRECISION)
         slope = weights * (toward - delta[:, None]) * scale
-        result += tl.dot(slope.to(key.dtype), key, input_precision="ieee")
+        result += tl.dot(slope.to(key.dtype), key, input_precision=PRECISION)
         place = image * db + channel + (ty * dy + tx * dx)[:, None]
-        by_value = tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision="ieee")
+        by_value = tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision=PRECISION)
         tl.atomic_add(dv + place, by_value, mask=tile_k)
-        by_key = tl.dot(tl.trans(slope.to(query.dtype)), query, input_precision="ieee")
+        by_key = tl.dot(tl.trans(slope.to(query.dtype)), query, input_precision=PRECISION)
         tl.atomic_add(dk + place, by_key, mask=tile_k)
     place = image * db + channel + (y * dy + x * dx)[:, None]
     tl.store(dq + place, result.to(dq.dtype.element_ty), mask=tile)
@@ -145,7 +146,8 @@ def routed_forward(
     lse = q.new_empty(rows, num_heads, area, dtype=torch.float32)
     grid, blocks = _launch(area, shape[-1], rows, num_heads)
     strides = [n for t in (q, k, v, out) for n in t.stride()]
-    _forward[grid](q, k, v, routes.to(torch.int32).contiguous(), out, lse, scale, *strides, *shape, **blocks)
+    routes, precision = routes.to(torch.int32).contiguous(), product_precision(q.dtype)
+    _forward[grid](q, k, v, routes, out, lse, scale, *strides, *shape, PRECISION=precision, **blocks)
     return out, lse
 
 
@@ -160,8 +162,8 @@ def routed_backward(
     dk, dv = (_tokens_first(t, torch.float32, 0.0) for t in (k, v))
     strides = [n for t in (q, k, v, out, grad) for n in t.stride()]
     strides += [dq.stride(0), dq.stride(2), dq.stride(3)]
-    routes = routes.to(torch.int32).contiguous()
-    _backward[grid](q, k, v, routes, out, lse, grad, dq, dk, dv, scale, *strides, *shape, **blocks)
+    routes, precision = routes.to(torch.int32).contiguous(), product_precision(q.dtype)
+    _backward[grid](q, k, v, routes, out, lse, grad, dq, dk, dv, scale, *strides, *shape, PRECISION=precision, **blocks)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
