@@ -6,14 +6,19 @@ which model is meant. A checkpoint may be a training run, which this floor knows
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..zoo.console import Checkpoint, Json, Pretrained, progress, show, show_json, split
 from ..zoo.errors import MixzooError
 from ..zoo.files import folder_or_temporary
+
+if TYPE_CHECKING:
+    from .protocol import Target
+    from .report import Report
 
 Swap = Annotated[str, typer.Option(help="Activations and norms to replace: gelu=hardswish,layernorm=batchnorm.")]
 
@@ -42,7 +47,10 @@ def export(
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
     from . import IncompleteError, render
     from . import export as write
+    from .target import get_targets
 
+    targets = get_targets(split(to))
+    apart = len(targets) > 1 and not ctx.find_root().params.get("debug")
     asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic, "precision": precision}
     asked |= {
         "calibration": calibration,
@@ -52,11 +60,14 @@ def export(
         "classes": classes,
         "swap": swap or None,
     }
-    asked |= ctx.obj(model, checkpoint, pretrained)
+    asked |= {} if apart else ctx.obj(model, checkpoint, pretrained)
     failure = None
     with progress() as step:
         try:
-            reports = write(to=split(to), out=out, sizes=sizes or None, batches=batches, say=step, **asked)
+            if apart:
+                reports = _apart(ctx, targets, step)
+            else:
+                reports = write(to=split(to), out=out, sizes=sizes or None, batches=batches, say=step, **asked)
         except IncompleteError as error:
             reports, failure = error.reports, error
     if as_json:
@@ -66,6 +77,29 @@ def export(
             show(render(report))
     if failure:
         raise failure
+
+
+def _apart(ctx: typer.Context, targets: Sequence[Target], say: Callable[[str], None]) -> list[Report]:
+    """Export as ``ctx`` asks, each runtime in a process of its own."""
+    from .prepare import own_name
+    from .separate import separately
+
+    asked = ctx.params
+    name = own_name(asked["model"], changed=bool(asked["swap"]))
+    words = ["export", *_words(ctx, leave=("to", "out", "as_json"))]
+    return separately(words, name, targets, asked["precision"], asked["out"] or Path("exports") / name, say)
+
+
+def _words(ctx: typer.Context, leave: Sequence[str]) -> list[str]:
+    """The arguments of a command as they could be typed, but for those in ``leave`` and those that are the default."""
+    words: list[str] = []
+    for parameter in ctx.command.params:
+        value = ctx.params.get(parameter.name or "")
+        if parameter.name in leave or value in (None, parameter.default):
+            continue
+        flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+        words += flag if value is True else [*flag, str(value)]
+    return words
 
 
 def check(

@@ -108,12 +108,12 @@ def prepare(
         images = [normalized(synthetic_image(channels, (height, width), i), mean, std) for i in range(2)]
         done = fill_steadily_(original, images)
         weights += f", {done}" if done else ""
-    own = model.removeprefix(TIMM_PREFIX) if isinstance(model, str) else _name(source, cfg)
+    own = own_name(model) if isinstance(model, str) else _name(source, cfg)
     changed = None
     if swap:
         images = [normalized(synthetic_image(channels, (height, width), i), mean, std) for i in range(2)]
         original, changed = _swapped(original, swap, images)
-        own = f"{own}_swapped"
+        own = own_name(own, changed=True)
     inference = fold(original)
     return Prepared(
         name=name or own,
@@ -170,6 +170,11 @@ def _with_weights(
     if pretrained:
         return module, f"pretrained {_origin(module)}"
     return module, FILLED
+
+
+def own_name(model: str, changed: bool = False) -> str:
+    """What files of a model are named after, by its name; ``changed`` by a swap."""
+    return model.removeprefix(TIMM_PREFIX) + ("_swapped" if changed else "")
 
 
 def build(name: str, pretrained: bool = False, options: Mapping[str, Any] | None = None) -> nn.Module:

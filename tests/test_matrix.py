@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from mixzoo.export.matrix import Book, Cell, Limits, Settings, Store, cells, filling, follow, page, records, tables
-from mixzoo.export.matrix.process import Child, Entry, members, processes
 from mixzoo.export.matrix.reasons import KNOWN, explain
+from mixzoo.export.process import Child, Entry, members, processes
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.errors import UnknownModelError, UnknownNameError
 from mixzoo.zoo.registry import FAMILIES, VARIANTS
@@ -137,7 +137,7 @@ def test_a_child_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
 
 
 def test_a_cell_ends_when_its_parent_is_gone() -> None:
-    file = ROOT / "export/matrix/child.py"
+    file = ROOT / "export/child.py"
     follow_ = f"import os, runpy; os.setsid(); runpy.run_path({str(file)!r})['_follow'](PARENT)"
     code = f"""
 import os, subprocess, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from .errors import MixzooError
 
 FAILED, BAD_USAGE = 1, 2
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
+STEPS = "MIXZOO_STEPS"  # environment variable: a file that gets a line for each step, for whoever started this process
 
 
 class Commands(TyperGroup):
@@ -62,11 +64,18 @@ def show_json(value: Any) -> None:
 @contextmanager
 def progress(total: int | None = None) -> Iterator[Callable[[str], None]]:
     """Yield a function that tells what is being done next; nothing is drawn where standard error is no terminal."""
-    console = Console(stderr=True)
+    console, told = Console(stderr=True), os.environ.get(STEPS)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=total)
-        yield lambda text: bar.update(task, description=escape(text), advance=1)
+
+        def step(text: str) -> None:
+            bar.update(task, description=escape(text), advance=1)
+            if told:
+                with open(told, "a") as file:
+                    file.write(f"{text}\n")
+
+        yield step
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import deque
@@ -17,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from ...zoo.errors import MixzooError
+from ..process import Child, command
 from ..report import read as read_manifest
 from . import records
 from .cells import Cell, Settings
-from .process import Child
 from .records import Record, Store
 
 _POLL = 0.2  # s
@@ -117,8 +116,8 @@ def fill(
 
 
 def command_of(cell: Cell, settings: Settings, out: Path) -> list[str]:
-    """The process that fills ``cell`` and writes into ``out``; it ends itself when this one is gone."""
-    return [sys.executable, "-m", f"{__package__}.child", str(os.getpid()), *settings.arguments(cell, out)]
+    """The process that fills ``cell`` and writes into ``out``."""
+    return command(settings.arguments(cell, out))
 
 
 class _Running:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from ...zoo.errors import MixzooError
 from ...zoo.files import atomic_write
+from ..process import cause
 from .cells import Cell
 
 GREEN, RED, ABSENT = "green", "red", "absent"
 _LONGEST = 1000  # characters of a reason
-_FORESEEN = "This is not an error that mixzoo foresaw"
 
 Record = dict[str, Any]
 
@@ -129,15 +128,9 @@ def absent(reason: str) -> Record:
 
 def reason_in(log: str, status: int, cell: Cell) -> str:
     """Why a process with exit status ``status`` failed, from what it printed as errors."""
-    _, found, message = f"\n{log}".rpartition("\nError: ")
-    if found and status >= 0:
-        message = " ".join(message.split(_FORESEEN)[0].split())
-        name = cell.model.partition(":")[2] or cell.model
-        which = "" if cell.precision == "fp32" else f" in {cell.precision}"
-        return message.removeprefix(f"{name} could not be exported to {cell.target}{which}: ")
-    said = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
-    ending = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with code {status}"
-    return f"the process {ending}; the last it printed: {said}"
+    name = cell.model.partition(":")[2] or cell.model
+    which = "" if cell.precision == "fp32" else f" in {cell.precision}"
+    return cause(log, status).removeprefix(f"{name} could not be exported to {cell.target}{which}: ")
 
 
 def _shortened(text: str) -> str:

@@ -1,6 +1,6 @@
-"""The process that fills a cell: the command `mixzoo`, which ends itself when the process that started it is gone.
+"""The command `mixzoo` in a process that ends itself when the process that started it is gone.
 
-``python -m mixzoo.export.matrix.child PARENT WORDS...``: the parent's process id, then the words of the command.
+``python -m mixzoo.export.child PARENT WORDS...``: the parent's process id, then the words of the command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes with limits: how much memory a process and all that it started use, and an end to all of them at once."""
+"""Processes whose libraries may die: what they said at last, how much memory they use, an end to all they started."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..zoo.console import STEPS
+
 _KIB = 1024
+_PATIENCE = 10.0  # s
+_FORESEEN = "This is not an error that mixzoo foresaw"
 
 
 class Entry(NamedTuple):
@@ -29,21 +34,32 @@ class Child:
     Args:
         command: its words.
         log: file that gets what it prints as errors and progress.
-        threads: that its libraries may use.
+        threads: that its libraries may use; as many as this process's may if None.
+        output: file that gets what else it prints.
+        told: file that gets a line for each step of a command of mixzoo.
 
     Attributes:
         peak: the most resident memory of the process and its descendants seen so far, bytes; pages that they share
             count for each.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, threads: int) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        threads: int | None = None,
+        output: Path | None = None,
+        told: Path | None = None,
+    ) -> None:
         self.log, self.peak, self.started = log, 0, time.monotonic()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MIXZOO_DEBUG": ""}
-        with log.open("wb") as file:
+        environment = {**os.environ, "MIXZOO_DEBUG": ""}
+        environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        environment |= {STEPS: str(told)} if told else {}
+        with log.open("wb") as file, (output or Path(os.devnull)).open("wb") as printed:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=printed,
                 stderr=file,
                 env=environment,
                 start_new_session=True,
@@ -59,6 +75,13 @@ class Child:
         self.peak = max(self.peak, sum(entry.resident for entry in self._members()))
         return self.process.poll()
 
+    def stop(self) -> None:
+        """Ask it to end, so that it leaves nothing half-written, and end it if it does not."""
+        _signal(os.kill, self.process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_PATIENCE)
+        self.kill()
+
     def kill(self) -> None:
         """End it and everything that it started."""
         for entry in self._members():
@@ -68,6 +91,21 @@ class Child:
 
     def _members(self) -> list[Entry]:
         return members(processes(), self.process.pid)
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """The command `mixzoo` with ``words`` as a process that ends itself when this one is gone."""
+    return [sys.executable, "-m", f"{__package__}.child", str(os.getpid()), *words]
+
+
+def cause(log: str, status: int) -> str:
+    """Why a command of mixzoo with exit status ``status`` failed, from what it printed as errors."""
+    _, found, message = f"\n{log}".rpartition("\nError: ")
+    if found and status >= 0:
+        return " ".join(message.split(_FORESEEN)[0].split())
+    said = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
+    ending = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with code {status}"
+    return f"the process {ending}; the last it printed: {said}"
 
 
 def members(table: Sequence[Entry], root: int) -> list[Entry]:
@@ -106,6 +144,6 @@ def _from_ps() -> list[Entry]:
     return [Entry(pid, parent, group, kib * _KIB) for pid, parent, group, kib in rows]
 
 
-def _signal(send: Callable[[int, int], None], number: int) -> None:
+def _signal(send: Callable[[int, int], None], number: int, kind: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has gone, or it is not ours
-        send(number, signal.SIGKILL)
+        send(number, kind)
