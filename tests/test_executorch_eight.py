@@ -79,6 +79,7 @@ def test_what_meets_no_other_tensor_stays_rounded() -> None:
     assert roundings(lambda x: rounded(torch.conv2d(act(x), weight), 0.05)) == 3
     assert roundings(lambda x: act(rounded(act(x), 0.05))) == 5
     assert roundings(lambda x: elsewhere(x) + rounded(torch.conv2d(x, weight), 0.05)) == 2
+    assert roundings(lambda x: elsewhere(x) + rounded(torch.conv2d(rounded(x, 0.06), weight).relu(), 0.05)) == 3
     assert roundings(lambda x: elsewhere(x) + act(x)) == 2
     assert roundings(lambda x: rounded(rounded(x, 0.05), 0.05)) == 1
     assert roundings(lambda x: rounded(rounded(x, 0.05), 0.06)) == 2

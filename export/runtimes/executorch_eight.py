@@ -54,7 +54,7 @@ def _original(node: Any) -> Node:
 
 
 def _of_one(result: Node) -> bool:
-    """Whether ``result`` is computed from the elements of a single tensor."""
+    """Whether ``result`` is computed from the elements of a single tensor of eight bits."""
     seen: set[Node] = set()
     sources: set[Node] = set()
     waiting = [result]
@@ -64,7 +64,7 @@ def _of_one(result: Node) -> bool:
             seen.add(node)
             waiting += _maps(node) if _is_pointwise(node) else []
             sources |= set() if _is_pointwise(node) else {node}
-    return len(sources) == 1 and result not in sources
+    return len(sources) == 1 and any(_is(node, _BACK) for node in seen)
 
 
 def _meets_another(node: Node) -> bool:
