@@ -159,3 +159,33 @@ def test_splits_in_eight_bits_are_loaded(tmp_path: Path) -> None:
     TARGET.export(capture, tmp_path / "file.pte", {})
     run = TARGET.load(tmp_path / "file.pte", threads=1)
     assert rel_err(torch.from_numpy(run.outputs(images[0].numpy())[0]), module(images[0])) < 0.05
+
+
+def test_passes_that_leave_out_work_give_the_same_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from contextlib import nullcontext
+
+    from mixzoo.export.runtimes import executorch
+    from torch.fx import GraphModule
+
+    module = fold(fill_(MIXERS["window"](16, GRID)).eval()).requires_grad_(False)
+    capture = Capture(module, image((1, 16, *GRID)).float(), (), {}).at(Precision())
+    before = GraphModule.recompile
+    TARGET.export(capture, tmp_path / "light.pte", {})
+    assert GraphModule.recompile is before
+    monkeypatch.setattr(executorch, "light_passes", nullcontext)
+    TARGET.export(capture, tmp_path / "plain.pte", {})
+    assert (tmp_path / "light.pte").read_bytes() == (tmp_path / "plain.pte").read_bytes()
+
+
+def test_graphs_become_code_where_they_are_called() -> None:
+    from mixzoo.export.runtimes.executorch_passes import light_passes
+
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    with light_passes():
+        (node,) = graph.graph.find_nodes(op="call_module", target="0")
+        with graph.graph.inserting_after(node):
+            doubled = graph.graph.call_function(torch.add, (node, node))
+        node.replace_all_uses_with(doubled, lambda user: user is not doubled)
+        graph.recompile()
+        assert graph(torch.tensor([1.0, -1.0])).tolist() == [2.0, 0.0]
+    assert "add" in graph.code

@@ -27,6 +27,7 @@ from .executorch_constants import exported, folded
 from .executorch_eight import without_joined_tables
 from .executorch_orders import in_order
 from .executorch_parts import in_parts
+from .executorch_passes import light_passes
 
 
 class ExecuTorchRunner(Runner):
@@ -60,7 +61,7 @@ class ExecuTorchTarget(Target):
         check_options(self.name, options)
         require("executorch", extra=self.extra)
         try:
-            with quiet(), torch.no_grad(), flatc():
+            with quiet(), torch.no_grad(), flatc(), light_passes():
                 path.write_bytes(_lowered(capture))
         except ExportError:
             raise
