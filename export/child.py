@@ -11,23 +11,36 @@ import signal
 import sys
 import threading
 import time
+from types import FrameType
 
-_EVERY = 1.0  # s
+_EVERY, _PATIENCE = 1.0, 10.0  # s
 
 
 def main() -> None:
     """Entry point of the module."""
     parent = int(sys.argv[1])
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     package = __package__.split(".")[0]
     sys.argv = [package, *sys.argv[2:]]
-    runpy.run_module(package, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(package, run_name="__main__", alter_sys=True)
+    finally:
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)  # what it started, too
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End as by an exception, which removes what is half-written."""
+    sys.exit(128 + number)
 
 
 def _follow(parent: int) -> None:
-    """Kill the own process group as soon as ``parent`` is not the parent any more."""
+    """As soon as ``parent`` is not the parent any more, ask the own process to end, and kill its group if it stays."""
     while os.getppid() == parent:
         time.sleep(_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_PATIENCE)
     os.killpg(0, signal.SIGKILL)
 
 

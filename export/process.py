@@ -77,7 +77,7 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end, so that it leaves nothing half-written, and end it if it does not."""
-        _signal(os.kill, self.process.pid, signal.SIGINT)
+        _signal(os.kill, self.process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_PATIENCE)
         self.kill()

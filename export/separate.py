@@ -83,6 +83,7 @@ def _one(words: list[str], folder: Path, precision: str, say: Callable[[str], No
             status = _followed(child, told, say)
         except BaseException:
             child.stop()
+            _tidy(folder, as_precisions(precision), start)
             raise
         child.kill()  # or what it left behind
         if status < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ DOES = {
     " (out / 'fp32' / 'manifest.json').write_text(json.dumps({'precision': 'fp32'})); os.abort()",
     "refuses": "sys.exit(f'Error: a_model could not be exported to {out.name}: it has\\nan unknown operator')",
     "misused": "print('Error: Unknown model', file=sys.stderr); sys.exit(2)",
+    "waits": "(out.parent / f'.{out.name}-half').mkdir(); open(os.environ['MIXZOO_STEPS'], 'w').write('first\\n');"
+    " import time; time.sleep(60)",
     "tells": "open(os.environ['MIXZOO_STEPS'], 'w').write('first\\nsecond\\n'); print('[]')",
 }
 
@@ -82,19 +85,35 @@ def test_wrong_usage_ends_at_once(run: Any) -> None:
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    monkeypatch.setattr(type(TARGETS[HERE[0]]), "unavailable", lambda self: "pip install it")
+    monkeypatch.setattr(TARGETS[HERE[0]], "unavailable", lambda: "pip install it")
     with pytest.raises(IncompleteError, match=f"exported to {HERE[0]}: pip install it"):
         run("works", "works")
 
 
-def test_a_child_that_is_asked_to_stop_cleans_up(tmp_path: Path) -> None:
+def test_nothing_stays_of_what_is_interrupted(run: Any, tmp_path: Path) -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("waits", say=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == [HERE[0]]
+
+
+def test_a_command_that_is_asked_to_end_removes_what_is_half_written(tmp_path: Path) -> None:
+    """Whatever a shell has done to its signals."""
     code = f"""
-import pathlib, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.argv = ["child", "{os.getpid()}", "words"]
+from mixzoo.export import child
 from mixzoo.zoo.files import atomic_dir
-with atomic_dir({str(tmp_path / "out")!r}):
-    pathlib.Path({str(tmp_path / "ready")!r}).touch()
-    time.sleep(60)
+def run_module(*_, **__):
+    import pathlib, time
+    with atomic_dir({str(tmp_path / "out")!r}):
+        pathlib.Path({str(tmp_path / "ready")!r}).touch()
+        time.sleep(60)
+child.runpy = types.SimpleNamespace(run_module=run_module)
+child.main()
 """
     child = Child([sys.executable, "-c", code], tmp_path / "log")
     while not (tmp_path / "ready").exists():
