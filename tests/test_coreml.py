@@ -15,12 +15,14 @@ from export_doubles import small
 from mixzoo.export import ExportError
 from mixzoo.export.capture import Capture
 from mixzoo.export.constants import fold_constants
+from mixzoo.export.precision import Precision
 from mixzoo.export.prepare import sha256, size_of
 from mixzoo.export.runtimes.coreml_eval import MilEvaluator, MilProgram, variable_type
 from mixzoo.export.runtimes.coreml_ops import OPERATORS
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.files import atomic_dir
 from mixzoo.zoo.fill import fill_
+from support import rel_err
 from torch import Tensor, nn
 
 TARGET = TARGETS["coreml"]
@@ -203,3 +205,27 @@ def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"coremltools cannot convert the model: .*bessel_j0"):
         mixzoo.export(Bessel().eval(), to="coreml", out=tmp_path, name="bessel", sizes="8")
     assert not list(tmp_path.iterdir())
+
+
+class Great(nn.Module):
+    """Its first convolution comes near to what float16 cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second((30000 * torch.tanh(self.first(x)) + self.first(1e4 * x)) / 30000)
+
+
+@needs_coremltools
+def test_a_layer_in_float32_stays_in_float(tmp_path: Path) -> None:
+    """coremltools writes a scale in float16 behind it, which is an error there."""
+    module = fill_(Great()).eval().requires_grad_(False)
+    images = tuple(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4))
+    capture = Capture(module, images[0], (), {}).at(Precision("int8", images))
+    TARGET.export(capture, tmp_path / "great.mlpackage", {})
+    found = torch.from_numpy(TARGET.load(tmp_path / "great.mlpackage").outputs(images[0].numpy())[0])
+    assert rel_err(found, module(images[0])) < 0.1 < rel_err(found.flip(1), module(images[0]))
+    kinds = [op.op_type for op in MilProgram(tmp_path / "great.mlpackage").operations]
+    assert kinds.count("quantize") > 0

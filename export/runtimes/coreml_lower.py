@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ExportError
 from ..half import LIMIT
-from .coreml_eval import Computed, MilEvaluator, MilProgram, import_coremltools
+from .coreml_eval import Computed, MilEvaluator, MilProgram, import_coremltools, variable_type
 
 MINIMUM = {"fp32": "iOS16", "fp16": "iOS16", "int8": "iOS17"}  # whose programs may quantise activations
 Ranges = dict[str, dict[str, float]]
@@ -167,7 +167,10 @@ def ranges_of(program: Computed, images: Sequence[Tensor]) -> Ranges:
 
 
 def _kept(program: MilProgram, keep: Iterable[str], ranges: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Names of operations that stay in float: those of modules to keep, and those whose ranges float16 cannot hold."""
+    """Names of operations that stay in float: those of modules to keep, and those that float16 may not hold.
+
+    coremltools writes the results of eight bits in float16.
+    """
     paths = "|".join(re.escape(path.replace(".", "_")) for path in sorted(keep) if path)
     pattern = re.compile(rf"(^|_)({paths})_.*weight") if paths else None
     for operation in program.operations:
@@ -175,7 +178,8 @@ def _kept(program: MilProgram, keep: Iterable[str], ranges: Mapping[str, Mapping
             continue
         named = pattern is not None and pattern.search(operation.inputs["weight"].name)
         tensors = [operation.inputs["x"].name, operation.outputs[0].name]
-        if named or not all(_holds(ranges.get(name)) for name in tensors):
+        whole = variable_type(operation.outputs[0]) == "fp32"
+        if named or whole or not all(_holds(ranges.get(name)) for name in tensors):
             yield operation.name
 
 
