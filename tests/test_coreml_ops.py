@@ -193,6 +193,10 @@ CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
         for k, s, pad in ((2, 2, 0), (3, 2, 0), (3, 4, 1), (2, 3, 1), (4, 3, 2))
     ),
     (lambda: evaluate("topk", x=IMAGE, k=2, axis=1, ascending=True)[0], lambda: IMAGE.sort(1).values[:, :2]),
+    (
+        lambda: evaluate("topk", x=IMAGE, k=2, axis=1, ascending=True, output_indices_dtype="uint16")[1],
+        lambda: IMAGE.sort(1).indices[:, :2].to(torch.uint16),
+    ),
 ]
 
 

@@ -108,9 +108,13 @@ def _gather_nd(a: Arguments) -> Tensor:
     return a["x"][tuple(a["indices"].long().unbind(-1))]
 
 
+_INDICES = {"int32": torch.int32, "uint16": torch.uint16, "int16": torch.int16}
+
+
 def _topk(a: Arguments) -> Result:
     values, indices = a["x"].topk(a.plain("k"), a.plain("axis", -1), largest=not a.plain("ascending", False))
-    return (values, indices.to(torch.int32)) if a.plain("return_indices", True) else values
+    kind = _INDICES[a.plain("output_indices_dtype", "int32")]
+    return (values, indices.to(kind)) if a.plain("return_indices", True) else values
 
 
 def _fill(a: Arguments) -> Tensor:
