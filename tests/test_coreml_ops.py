@@ -192,6 +192,7 @@ CASES: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
         )
         for k, s, pad in ((2, 2, 0), (3, 2, 0), (3, 4, 1), (2, 3, 1), (4, 3, 2))
     ),
+    (lambda: evaluate("cast", x=100 * ROWS, dtype="int16"), lambda: (100 * ROWS).to(torch.int16)),
     (lambda: evaluate("topk", x=IMAGE, k=2, axis=1, ascending=True)[0], lambda: IMAGE.sort(1).values[:, :2]),
     (
         lambda: evaluate("topk", x=IMAGE, k=2, axis=1, ascending=True, output_indices_dtype="uint16")[1],
@@ -224,3 +225,8 @@ def test_an_operator_computes_what_its_definition_says(case: int) -> None:
 def test_a_mode_that_is_not_followed_is_refused(name: str, given: dict[str, Any], reason: str) -> None:
     with pytest.raises(NotImplementedError, match=reason):
         evaluate(name, **given)
+
+
+def test_a_cast_that_does_not_hold_its_values_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="uint16 of what it does not hold"):
+        evaluate("cast", x=ROWS * 1e5, dtype="uint16")

@@ -53,9 +53,12 @@ def _softplus_parametric(a: Arguments) -> Tensor:
 
 def _cast(a: Arguments) -> Tensor:
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "int32": torch.int32, "bool": torch.bool}
-    if (kind := a.plain("dtype")) not in kinds:
+    whole = {"int16": torch.int16, "uint16": torch.uint16}
+    if (kind := a.plain("dtype")) in whole and not bool((a["x"].long() == a["x"].to(whole[kind]).long()).all()):
+        raise NotImplementedError(f"a cast to {kind} of what it does not hold")
+    if kind not in kinds | whole:
         raise NotImplementedError(f"a cast to {kind}")
-    return a["x"].to(kinds[kind])
+    return a["x"].to((kinds | whole)[kind])
 
 
 def _along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
