@@ -47,10 +47,11 @@ def export(
     """Deploy, export, run what was written and compare; without weights the model is filled, and the report says so."""
     from . import IncompleteError, render
     from . import export as write
+    from .process import alone
     from .target import get_targets
 
     targets = get_targets(split(to))
-    apart = len(targets) > 1 and not ctx.find_root().params.get("debug")
+    apart = not (ctx.find_root().params.get("debug") or alone())
     asked: dict[str, Any] = {"preprocess": preprocess, "opset": opset, "dynamic": dynamic, "precision": precision}
     asked |= {
         "calibration": calibration,
@@ -81,11 +82,11 @@ def export(
 
 def _apart(ctx: typer.Context, targets: Sequence[Target], say: Callable[[str], None]) -> list[Report]:
     """Export as ``ctx`` asks, each runtime in a process of its own."""
-    from .prepare import own_name
+    from .prepare import known, own_name
     from .separate import separately
 
     asked = ctx.params
-    name = own_name(asked["model"], changed=bool(asked["swap"]))
+    name = own_name(known(asked["model"]), changed=bool(asked["swap"]))
     words = ["export", *_words(ctx, leave=("to", "out", "as_json"))]
     return separately(words, name, targets, asked["precision"], asked["out"] or Path("exports") / name, say)
 

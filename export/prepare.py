@@ -177,6 +177,21 @@ def own_name(model: str, changed: bool = False) -> str:
     return model.removeprefix(TIMM_PREFIX) + ("_swapped" if changed else "")
 
 
+def known(name: str) -> str:
+    """``name``, if the zoo or timm has a model of that name.
+
+    Raises:
+        UnknownModelError: neither has it.
+    """
+    import timm
+
+    if (name.startswith(TIMM_PREFIX) or not _in_zoo(name)) and not timm.is_model(name.removeprefix(TIMM_PREFIX)):
+        from ..zoo.registry import VARIANTS
+
+        raise UnknownModelError(name, dict.fromkeys([*VARIANTS, *timm.list_models()]))
+    return name
+
+
 def build(name: str, pretrained: bool = False, options: Mapping[str, Any] | None = None) -> nn.Module:
     """The zoo's model of that name, or else timm's; ``timm:NAME`` is always timm's.
 
@@ -186,15 +201,11 @@ def build(name: str, pretrained: bool = False, options: Mapping[str, Any] | None
     import timm
 
     options = dict(options or {})
-    theirs = name.removeprefix(TIMM_PREFIX)
+    theirs = known(name).removeprefix(TIMM_PREFIX)
     if theirs == name and _in_zoo(name):
         from ..zoo.registry import create_model
 
         return create_model(name, pretrained=pretrained, **options)
-    if not timm.is_model(theirs):
-        from ..zoo.registry import VARIANTS
-
-        raise UnknownModelError(name, dict.fromkeys([*VARIANTS, *timm.list_models()]))
     return timm.create_model(theirs, pretrained=pretrained, **options)
 
 

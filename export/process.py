@@ -16,6 +16,7 @@ from ..zoo.console import STEPS
 
 _KIB = 1024
 _PATIENCE = 10.0  # s
+_ALONE = "MIXZOO_ALONE"  # environment variable of a process that was started to die alone
 _FORESEEN = "This is not an error that mixzoo foresaw"
 
 
@@ -52,7 +53,7 @@ class Child:
         told: Path | None = None,
     ) -> None:
         self.log, self.peak, self.started = log, 0, time.monotonic()
-        environment = {**os.environ, "MIXZOO_DEBUG": ""}
+        environment = {**os.environ, "MIXZOO_DEBUG": "", _ALONE: "1"}
         environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         environment |= {STEPS: str(told)} if told else {}
         with log.open("wb") as file, (output or Path(os.devnull)).open("wb") as printed:
@@ -91,6 +92,11 @@ class Child:
 
     def _members(self) -> list[Entry]:
         return members(processes(), self.process.pid)
+
+
+def alone() -> bool:
+    """Whether this process, or one that started it, is a `Child`: whoever started that is told if it dies."""
+    return bool(os.environ.get(_ALONE))
 
 
 def command(words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command ``mixzoo export`` for several runtimes, each in a process of its own.
+"""The command ``mixzoo export``: each runtime in a process of its own.
 
 Converters and runtimes are libraries of C++ that can die of an input. One that does takes no other runtime along, and
 what it had not finished is removed.
@@ -46,7 +46,7 @@ def separately(
         name: of the model, in messages.
         targets: the runtimes.
         precision: of the files, as the command takes it.
-        root: gets a folder for each runtime.
+        root: gets the files; of several runtimes, a folder for each.
         say: called with a few words at each step.
 
     Returns:
@@ -54,7 +54,7 @@ def separately(
 
     Raises:
         UsageError: of what no runtime can do.
-        IncompleteError: of several targets some failed; it has the others' reports.
+        IncompleteError: some of the targets failed; it has the others' reports.
     """
     done, failed = [], []
     for target in targets:
@@ -62,7 +62,9 @@ def separately(
             failed.append(f"{name} could not be exported to {target.name}: {reason}")
             say(failed[-1])
             continue
-        found, reason = _one([*words, "--to", target.name], root / target.name, precision, say)
+        folder = root / target.name if len(targets) > 1 else root
+        places = _places(folder, name, as_precisions(precision))
+        found, reason = _one([*words, "--to", target.name, "--out", str(folder)], places, say)
         done += found
         if reason:
             known = f"{name} could not be exported to {target.name}"
@@ -73,22 +75,28 @@ def separately(
     return done
 
 
-def _one(words: list[str], folder: Path, precision: str, say: Callable[[str], None]) -> tuple[list[Report], str]:
-    """The reports of one runtime, and what went wrong, empty where nothing did."""
+def _places(folder: Path, name: str, precisions: Sequence[str]) -> list[Path]:
+    """Folders that an export to ``folder`` may write to: that of another model is not mixed with it."""
+    roots = [folder, *(folder / precision for precision in precisions)]
+    return [*roots, *(root / f"{name}{end}" for root in roots for end in ("", *(f"_{p}" for p in precisions)))]
+
+
+def _one(words: list[str], places: Sequence[Path], say: Callable[[str], None]) -> tuple[list[Report], str]:
+    """The reports of one runtime that writes to ``places``, and what went wrong, empty where nothing did."""
     start = time.time()
     with tempfile.TemporaryDirectory(prefix="mixzoo-") as work:
         log, output, told = (Path(work) / name for name in ("log", "output", "steps"))
-        child = Child(command([*words, "--out", str(folder), "--json"]), log, output=output, told=told)
+        child = Child(command([*words, "--json"]), log, output=output, told=told)
         try:
             status = _followed(child, told, say)
         except BaseException:
             child.stop()
-            _tidy(folder, as_precisions(precision), start)
+            _tidy(places, start)
             raise
         child.kill()  # or what it left behind
         if status < 0:
-            _tidy(folder, as_precisions(precision), start)
-            return _finished(folder, start), cause(log.read_text(errors="replace"), status)
+            _tidy(places, start)
+            return _finished(places, start), cause(log.read_text(errors="replace"), status)
         reason = cause(log.read_text(errors="replace"), status) if status else ""
         if status == _USAGE:
             raise UsageError(reason)
@@ -122,16 +130,16 @@ def _report(item: dict[str, Any]) -> Report:
     return Report(Path(item.pop("folder")), item)
 
 
-def _finished(folder: Path, start: float) -> list[Report]:
-    """The exports in ``folder`` that were finished after ``start``, seconds since the epoch."""
-    files = sorted(folder.rglob(reports.MANIFEST)) if folder.is_dir() else []
-    new = (file.parent for file in files if file.stat().st_mtime >= start)
+def _finished(places: Sequence[Path], start: float) -> list[Report]:
+    """The exports in ``places`` that were finished after ``start``, seconds since the epoch."""
+    files = (place / reports.MANIFEST for place in places)
+    new = (file.parent for file in files if file.is_file() and file.stat().st_mtime >= start)
     return [Report(place, content) for place in new if (content := reports.read(place)) is not None]
 
 
-def _tidy(folder: Path, precisions: Sequence[str], start: float) -> None:
+def _tidy(places: Sequence[Path], start: float) -> None:
     """Remove the folders that a process which died was writing to, beside those that it would have given them."""
-    for place in (folder, *(folder / precision for precision in precisions)):
+    for place in places:
         for half in place.parent.glob(f".{place.name}-*"):
             if half.is_dir() and half.stat().st_mtime >= start:
                 shutil.rmtree(half, ignore_errors=True)

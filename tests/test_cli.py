@@ -229,6 +229,7 @@ def test_predict_refuses_what_it_cannot_use(checkpoint: Path, images: list[Path]
 
 def test_export_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
+    monkeypatch.setenv("MIXZOO_ALONE", "1")
     monkeypatch.setattr(sys.modules["mixzoo.export"], "export", lambda **asked: seen.update(asked) or [])
     texts = {"to": "onnx", "sizes": "64,64x96", "batches": "1,3", "dynamic": "batch", "opset": 20}
     texts |= {"precision": "fp16,int8", "max-drop": 0.5, "swap": "gelu=relu"}

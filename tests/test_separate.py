@@ -1,4 +1,4 @@
-"""Exports to several runtimes from the command line: one that dies takes no other along and leaves nothing behind."""
+"""Exports from the command line: a runtime that dies takes no other along and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ DOES = {
     "works": "print('a library says this'); print(json.dumps([{'folder': str(out), 'target': 'here', 'files': []}]))",
     "dies": "(out.parent / f'.{out.name}-half').mkdir(); print('last words', file=sys.stderr, flush=True);"
     " os.kill(os.getpid(), 11)",
+    "dies in another's": "(out / '.a_model-half').mkdir(); print('last words', file=sys.stderr, flush=True);"
+    " os.kill(os.getpid(), 11)",
     "dies later": "(out / 'fp32').mkdir(); (out / '.int8-half').mkdir();"
     " (out / 'fp32' / 'manifest.json').write_text(json.dumps({'precision': 'fp32'})); os.abort()",
     "refuses": "sys.exit(f'Error: a_model could not be exported to {out.name}: it has\\nan unknown operator')",
@@ -45,12 +47,15 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
         def stand_in(words: Sequence[str]) -> list[str]:
             out = words[words.index("--out") + 1]
-            start = f"import json, os, sys, pathlib; out = pathlib.Path({out!r}); out.mkdir(parents=True); "
+            start = (
+                f"import json, os, sys, pathlib; out = pathlib.Path({out!r}); out.mkdir(parents=True, exist_ok=True); "
+            )
             return [sys.executable, "-c", start + DOES[waiting.pop(0)]]
 
         monkeypatch.setattr(separate, "command", stand_in)
         targets = [TARGETS[name] for name in HERE[: len(does)]]
-        return separately(["export", "a_model"], "a_model", targets, precision, tmp_path, say)
+        root = tmp_path if len(does) > 1 else tmp_path / "out"
+        return separately(["export", "a_model"], "a_model", targets, precision, root, say)
 
     return separated
 
@@ -68,7 +73,15 @@ def test_what_was_finished_before_is_kept(run: Any, tmp_path: Path) -> None:
     with pytest.raises(IncompleteError, match="SIGABRT") as caught:
         run("dies later", precision="fp32,int8")
     assert [report.precision for report in caught.value.reports] == ["fp32"]
-    assert [path.name for path in (tmp_path / HERE[0]).iterdir()] == ["fp32"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fp32"]
+
+
+def test_the_only_runtime_may_die_too(run: Any, tmp_path: Path) -> None:
+    """Its files are right in the folder, or in one of the model's name where the folder holds another's."""
+    with pytest.raises(IncompleteError, match=f"a_model could not be exported to {HERE[0]}: .*SIGSEGV; .*: last words"):
+        run("dies in another's")
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("out")]
+    assert run("works")[0].target == "here"
 
 
 def test_refusals_are_told_as_they_are_and_steps_passed_on(run: Any) -> None:
@@ -96,7 +109,7 @@ def test_nothing_stays_of_what_is_interrupted(run: Any, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run("waits", say=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == [HERE[0]]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_command_that_is_asked_to_end_removes_what_is_half_written(tmp_path: Path) -> None:
@@ -151,6 +164,7 @@ def test_the_words_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp
     given = [words[i : i + 2] for i, word in enumerate(words) if word.startswith("--")]
     assert ["--max-drop", "0.5"] in given and ["--sizes", "64,64x96"] in given and "--dynamic" not in words
     asked: dict[str, Any] = {}
+    monkeypatch.setenv("MIXZOO_ALONE", "1")
     monkeypatch.setattr(sys.modules["mixzoo.export"], "export", lambda **others: asked.update(others) or [])
     assert CliRunner().invoke(app, [*words, "--to", HERE[0]]).exit_code == 0
     assert asked["swap"] == "gelu=relu" and asked["bundle"] and asked["preprocess"] and asked["calibration"] == tmp_path
