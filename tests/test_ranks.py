@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,15 @@ def averaged(x: Tensor) -> Tensor:
     return torch.mean(torch.stack([x, x.flip(1) * 2], dim=0), dim=0)
 
 
+def scaled(x: Tensor) -> Tensor:
+    """Standard deviations of groups of channels, as timm's EvoNorm has them, of rows, and of everything."""
+    b, c, h, w = x.shape
+    groups = x.reshape(b, 2, c // 2, h, w)
+    spread = groups.var(dim=(2, 3, 4), unbiased=False, keepdim=True).add(1e-5).sqrt().expand(groups.shape)
+    rows = torch.std(x, 3, keepdim=True) + x.var((-2, -1), correction=0)[..., None, None]
+    return x / spread.reshape(b, c, h, w) + rows + groups.std(2).reshape(b, 2, h, w).mean(1, keepdim=True)
+
+
 def grouped(x: Tensor) -> Tensor:
     """Attention in blocks of a map with q, k and v of six axes, as timm's Nested Transformer has it."""
     b, c, h, w = x.shape
@@ -146,6 +156,7 @@ FORMS: list[Callable[[Tensor], Tensor]] = [
     averaged,
     interleaved,
     spread,
+    scaled,
     grouped,
     Projected().requires_grad_(False),
 ]
@@ -158,6 +169,18 @@ class Called(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [((), {}), ((False,), {}), ((1, True), {}), (((0, -1), False, True), {}), ((None,), {"correction": 2})],
+    ids=str,
+)
+def test_variances_are_means_of_squares(given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    args, options = given
+    x = image((3, 4, 5)).double()
+    assert rel_err(RANKS.variance(x, *args, **options), torch.var(x, *args, **options)) < 1e-12
+    assert rel_err(RANKS.deviation(x, *args, **options), x.std(*args, **options)) < 1e-12
 
 
 @pytest.mark.parametrize("form", FORMS)

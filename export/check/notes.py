@@ -95,7 +95,7 @@ NO_LAYER = Note("ncnn has no layer for it", "Write it in mean, sum, product and 
 REFUSED_BY_NCNN = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where", "masked_fill", "logical_and", "__and__"), CHOICE),
     **dict.fromkeys(("topk", "sort", "argmax", "gather", "index", "index_select", "scatter"), PICKED),
-    **dict.fromkeys(("var", "std", "cdist", "linalg_inv", "movedim", "repeat_interleave", "tile"), NO_LAYER),
+    **dict.fromkeys(("cdist", "linalg_inv", "movedim", "repeat_interleave", "tile"), NO_LAYER),
 }
 FALLS_OUT = Note(
     "the accelerated part has nothing for it: it runs in a plain kernel, and cuts that part in two",

@@ -235,6 +235,8 @@ def _constant(value: float, shape: Sequence[int]) -> Tensor:
 
 PARTS: dict[Any, Any] = {
     **RANKS.parts(),
+    **dict.fromkeys((torch.var, Tensor.var), RANKS.variance),
+    **dict.fromkeys((torch.std, Tensor.std), RANKS.deviation),
     F.scaled_dot_product_attention: _attention,
     torch.repeat_interleave: _repeat_interleave,
     Tensor.repeat_interleave: _repeat_interleave,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .rank_blocks import Blocks, blocks_of, in_few, merged, note, shape_of
 
+_SINGLE: tuple[Callable[..., Tensor], ...] = (torch.sqrt, torch.rsqrt, torch.sigmoid)
 _ALONG: tuple[Callable[..., Tensor], ...] = (torch.amax, torch.amin, torch.mean, torch.sum)
 
 
@@ -173,6 +174,18 @@ class Ranks:
 
         return compute
 
+    def of_one(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function`` of one tensor, number by number."""
+
+        def compute(x: Tensor, *args: Any, **options: Any) -> Tensor:
+            result, blocks = function(x, *args, **options), blocks_of(x)
+            if blocks is None:
+                return result
+            flat = function(blocks.flat(), *args, **options)
+            return self._noted(result, Blocks(flat, tuple(blocks.shape), tuple(range(result.ndim))))
+
+        return compute
+
     def in_place(self, function: Callable[..., Tensor], method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``method`` that writes what ``function`` of two tensors gives into the first; what is noted of it changes."""
         new = self.of_two(function)
@@ -227,6 +240,22 @@ class Ranks:
             return self._noted(result, Blocks(rows, left, tuple(range(len(left)))))
 
         return compute
+
+    def variance(self, x: Tensor, dim: Any = None, *args: Any, **options: Any) -> Tensor:
+        """`torch.var` as a mean of squares."""
+        if isinstance(dim, bool):  # var(x, unbiased)
+            dim, args = None, (dim,)
+        given = dict(zip(("unbiased", "keepdim"), args, strict=False)) | options
+        dims = [dim] if isinstance(dim, int) else list(range(x.ndim) if dim is None else dim)
+        mean, count = self.along(torch.mean), math.prod(int(x.shape[axis]) for axis in dims)
+        centred = self.of_two(torch.sub)(x, mean(x, dims, keepdim=True))
+        least = mean(self.of_two(torch.mul)(centred, centred), dims, keepdim=given.get("keepdim", False))
+        correction = given.get("correction", int(given.get("unbiased", True)))
+        return self.of_two(torch.mul)(least, count / (count - correction)) if correction else least
+
+    def deviation(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """`torch.std`, as `variance`."""
+        return self.of_one(torch.sqrt)(self.variance(x, *args, **options))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         result, blocks = F.linear(x, weight, bias), blocks_of(x)
@@ -294,9 +323,11 @@ class Ranks:
     def parts(self) -> dict[Any, Callable[..., Any]]:
         """What stands for functions of torch."""
         add, mul = self.of_two(torch.add), self.of_two(torch.mul)
+        single = {getattr(of, f.__name__): self.of_one(f) for f in _SINGLE for of in (torch, Tensor)}
         along = {getattr(of, f.__name__): self.along(f) for f in _ALONG for of in (torch, Tensor)}
         return {
             **along,
+            **single,
             **dict.fromkeys((Tensor.reshape, Tensor.view, torch.reshape), self.view),
             **dict.fromkeys((Tensor.flatten, torch.flatten), self.flatten),
             **dict.fromkeys((Tensor.unflatten, torch.unflatten), self.unflatten),
