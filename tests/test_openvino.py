@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,27 @@ def test_open_sides_are_computed_with_as_torch_does(module: nn.Module, tmp_path:
         x = image(shape, seed=shape[2]).float()
         (got,) = run.outputs(x.numpy())
         assert rel_err(torch.from_numpy(got), module(x)) < 10 * TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("options", [{"size": (5, 1)}, {"size": (1, 9)}, {"scale_factor": 1.7}, {"scale_factor": 0.4}])
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_tables_of_files_with_fixed_sides(mode: str, corners: bool, options: dict[str, Any], tmp_path: Path) -> None:
+    """... are resized by the converter itself."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", image((1, 3, 6, 4)).float())
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            table, resized = (F.interpolate(t, mode=mode, align_corners=corners, **options) for t in (self.table, x))
+            return table + x.mean(), resized
+
+    module, x = Scaled().eval(), image((2, 3, 6, 4), seed=1).float()
+    TARGET.export(Capture(module, x, ()), tmp_path / "fixed.xml", {})
+    for got, wanted in zip(TARGET.load(tmp_path / "fixed.xml", threads=1).outputs(x.numpy()), module(x), strict=True):
+        assert rel_err(torch.from_numpy(got), wanted) < 10 * TOLERANCE[torch.float32]
 
 
 class Cornered(nn.Module):

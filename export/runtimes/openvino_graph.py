@@ -1,8 +1,8 @@
 """From a `torch.export` graph to OpenVINO's model: what its converter does not know or gets wrong.
 
 Sums of sides it knows, but not quotients, nor the lesser or the greater of two; and resizing with antialiasing it knows
-in TorchScript only. And where one side of a resized map is
-1, it reads the first value, as ONNX's "pytorch_half_pixel" has it; PyTorch itself takes the middle.
+in TorchScript only. Where one side of a resized map is 1, it would read the first value, as ONNX's "pytorch_half_pixel"
+has it; PyTorch itself takes the middle. That must be said while it converts, since it computes with constants then.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ def converted(openvino: Any, capture: Capture) -> Any:
     try:
         with quiet(), torch.no_grad():
             model = openvino.convert_model(
-                program, input=[_shape(openvino, capture)], extension=[*_sides(), *_antialiased()]
+                program, input=[_shape(openvino, capture)], extension=[*_sides(), *_resizing()]
             )
             _name_tensors(model)
-            _resize_from_the_middle(model)
     except Exception as error:  # the converter raises many kinds
         raise ExportError(f"OpenVINO cannot convert the model: {_cause(error)}") from error
     return model
@@ -58,49 +57,49 @@ def _sides() -> list[Any]:
     return [ConversionExtension(str(function), convert) for function, convert in rules.items()]
 
 
-def _antialiased() -> list[Any]:
-    """How maps that are resized with antialiasing are converted, (B, C, H, W) to sides that may depend on the input.
+def _resizing() -> list[Any]:
+    """How resized maps are converted, (B, C, H, W) to sides that may depend on the input.
 
-    A column alone is resized as any other; torch repeats its first value on the CPU.
+    A column alone is resized as any other; with antialiasing torch repeats its first value on the CPU.
     """
-    from openvino import opset13
     from openvino.frontend.pytorch import ConversionExtension
 
-    def rule(mode: str) -> Callable[..., Any]:
-        def convert(node: Any) -> Any:
-            x, size, corners = _inputs(node)[:3]
-            if corners.get_node().get_vector()[0]:
-                raise ExportError("nothing resizes with antialias=True and align_corners=True: leave one of them out")
-            sides, axes = opset13.convert(size, "i64"), opset13.constant(np.array([2, 3]))
-            return opset13.interpolate(x, sides, mode, "sizes", axes=axes, **_BETWEEN).outputs()
-
-        return convert
-
-    kinds = ("bilinear", "bicubic")
-    names = {kind: f"aten._upsample_{kind}2d_aa.default" for kind in kinds}
-    return [ConversionExtension(names[kind], rule(f"{kind}_pillow")) for kind in kinds]
+    rules = {
+        torch.ops.aten.upsample_bilinear2d.vec: _resized("linear_onnx", -0.75),
+        torch.ops.aten.upsample_bicubic2d.vec: _resized("cubic", -0.75),
+        torch.ops.aten._upsample_bilinear2d_aa.default: _resized("bilinear_pillow", -0.5),
+        torch.ops.aten._upsample_bicubic2d_aa.default: _resized("bicubic_pillow", -0.5),
+    }
+    return [ConversionExtension(str(operator), convert) for operator, convert in rules.items()]
 
 
-# a cubic filter that is antialiased has Pillow's parameter in torch too
-_BETWEEN = {
-    "coordinate_transformation_mode": "half_pixel",
-    "cube_coeff": -0.5,
-    "pads_begin": [0],
-    "pads_end": [0],
-}
+def _resized(mode: str, coefficient: float) -> Callable[..., Any]:
+    """A rule with OpenVINO's ``mode`` and the ``coefficient`` that torch's cubic filter has there."""
+    from openvino import opset13
+
+    def convert(node: Any) -> Any:
+        x, size = _inputs(node)[:2]
+        corners = node.get_values_from_const_input(_CORNERS)
+        if corners and mode.endswith("pillow"):
+            raise ExportError("nothing resizes with antialias=True and align_corners=True: leave one of them out")
+        if size.get_node().get_type_name() == _NOTHING:
+            by, sides = "scales", opset13.convert(node.get_input(_SCALES), "f32")
+        else:
+            by, sides = "sizes", opset13.convert(size, "i64")
+        axes, none = opset13.constant(np.array([2, 3])), [0]
+        coordinates = "align_corners" if corners else "half_pixel"
+        options = {"coordinate_transformation_mode": coordinates, "cube_coeff": coefficient, "axes": axes}
+        return opset13.interpolate(x, sides, mode, by, none, none, **options).outputs()
+
+    return convert
+
+
+_CORNERS, _SCALES = 2, 3  # where the operators have these
+_NOTHING = "PtFrameworkNode"  # stands for None
 
 
 def _inputs(node: Any) -> list[Any]:
     return [node.get_input(i) for i in range(node.get_input_size())]
-
-
-def _resize_from_the_middle(model: Any) -> None:
-    for node in model.get_ops():
-        if node.get_type_name() == "Interpolate" and node.get_attributes()[_MODE] == "pytorch_half_pixel":
-            node.set_attribute(_MODE, "half_pixel")
-
-
-_MODE = "coordinate_transformation_mode"
 
 
 def _shape(openvino: Any, capture: Capture) -> Any:
