@@ -10,14 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import ExportError
+
 Outputs = list[np.ndarray]
 
 
 @torch.no_grad()
 def outputs_of(model: Callable[[Tensor], Any], images: Tensor) -> Outputs:
-    """Every output of a model that gives a tensor, or a tuple or list of them."""
+    """Every output of a model that gives a tensor, or a tuple or list of them.
+
+    Raises:
+        ExportError: it gives something else.
+    """
     outputs: Any = model(images)
     tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
+    if others := [type(t).__name__ for t in tensors if not isinstance(t, Tensor)]:
+        raise ExportError(
+            f"the model gives a {others[0]} where only tensors can be, alone or in one tuple or list: wrap it in a "
+            "module that returns these."
+        )
     return [t.cpu().numpy() for t in tensors]
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .resizing import smoothed
+
 
 class Rewriting(TorchFunctionMode):
     """Calls what stands for a function in its place, as long as it is entered.
@@ -94,4 +96,5 @@ CAPTURED: Mapping[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
     F.fold: fold,
+    F.interpolate: smoothed,
 }

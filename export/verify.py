@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.deploy import deploy
-from .errors import DiffersError, UnprovableError, VerificationError
+from .errors import DiffersError, ExportError, UnprovableError, VerificationError
 from .images import normalized, synthetic_image
 from .numbers import Outputs, least_difference, outputs_of, relative_error
 from .prepare import Prepared
@@ -142,6 +142,8 @@ class Reference:
         """Why the model itself does not run at ``size``; None where it does."""
         try:
             self.outputs(size, 0)
+        except ExportError:
+            raise
         except Exception as error:  # whatever a model raises
             return str(error).split("\n", 1)[0] or type(error).__name__
         return None

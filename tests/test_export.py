@@ -42,7 +42,7 @@ from mixzoo.export.target import TARGETS
 from mixzoo.export.verify import Reference
 from mixzoo.zoo.errors import UnknownNameError
 from mixzoo.zoo.fill import fill_
-from torch import nn
+from torch import Tensor, nn
 
 ALL = ("batch", "height", "width")
 
@@ -320,6 +320,17 @@ def test_every_output_is_compared(tmp_path: Path) -> None:
     assert attempt(model, tmp_path).axes == ALL
     with pytest.raises(VerificationError, match="differs"):
         attempt(model, tmp_path / "wrong", ProgramTarget(lambda ys: [ys[0], ys[1] * 1.01]))
+
+
+def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
+    class Named(Pyramid):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return dict(zip("ab", super().forward(x), strict=True))
+
+    with pytest.raises(
+        ExportError, match=r"the model gives a dict where only tensors can be, alone or in one tuple or l"
+    ):
+        attempt(fill_(Named()).eval(), tmp_path)
 
 
 def test_model_that_refuses_a_size_says_so(tmp_path: Path) -> None:

@@ -150,3 +150,25 @@ def test_parts_that_nothing_reads_are_no_outputs_of_an_ncnn_file(tmp_path: Path)
     (out,) = target.load(tmp_path / "third.param").outputs(x.numpy())
     assert rel_err(torch.from_numpy(out), module(x)) < 10 * TOLERANCE[torch.float32]
     assert [t.name for t in target.describe(tmp_path / "third.param").outputs] == ["out0"]
+
+
+class Shortcuts(nn.Module):
+    """A list of maps, the last of which is a sum of scaled ones, as timm's ConvNeXt gives its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = fill_(nn.Conv2d(3, 4, 3)), fill_(nn.Conv2d(4, 4, 1))
+        self.gamma = nn.Parameter(torch.linspace(0.5, 1.5, 4).reshape(4, 1, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.first(x)
+        return [x, x + self.second(x) * self.gamma]
+
+
+def test_what_was_computed_last_is_an_output_of_an_ncnn_file(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    module, x, target = Shortcuts().eval().requires_grad_(False), image((1, 3, 6, 7)).float(), get_target("ncnn")
+    target.export(Capture(module, x, ()), tmp_path / "maps.param", {})
+    for got, wanted in zip(target.load(tmp_path / "maps.param").outputs(x.numpy()), module(x), strict=True):
+        assert rel_err(torch.from_numpy(got), wanted) < 10 * TOLERANCE[torch.float32]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from mixzoo.export.capture import Capture
 from mixzoo.export.check import check
+from mixzoo.export.resizing import smoothed
 from mixzoo.export.rewriting import CAPTURED, Rewriting, attention, fold
 from mixzoo.export.target import TARGETS
 from mixzoo.zoo.fill import fill_
@@ -37,6 +38,42 @@ def test_attention_of_any_axes_is_of_four(rank: int, mask: str) -> None:
     with Seen():
         out = attention(q, k, v, added, scale=0.3)
     assert out.shape == expected.shape and rel_err(out, expected) < 1e-5 and seen == [4]
+
+
+RESIZED: list[dict[str, Any]] = [
+    {"size": (7, 9)},
+    {"size": 23},
+    {"size": (1, 30)},
+    {"size": (12, 2)},
+    {"scale_factor": 1.7},
+    {"scale_factor": (0.3, 0.45)},
+    {"scale_factor": (0.3, 2.45), "recompute_scale_factor": True},
+]
+
+
+@pytest.mark.parametrize("mode", ("bilinear", "bicubic"))
+@pytest.mark.parametrize("options", RESIZED, ids=str)
+def test_antialiasing_is_a_product_with_matrices(mode: str, options: dict[str, Any]) -> None:
+    x = torch.rand(2, 3, 12, 20)
+    expected = F.interpolate(x, mode=mode, antialias=True, **options)
+    assert rel_err(smoothed(x, mode=mode, antialias=True, **options), expected) < 2e-6
+
+
+def test_a_column_alone_is_resized_as_two() -> None:
+    """... where torch repeats its first value."""
+    x = torch.rand(1, 2, 9, 1)
+    expected = F.interpolate(x.expand(1, 2, 9, 2), (5, 2), mode="bicubic", antialias=True)[..., :1]
+    assert rel_err(smoothed(x, (5, 1), mode="bicubic", antialias=True), expected) < 1e-6
+
+
+def test_other_ways_of_resizing_stay_as_they_are() -> None:
+    x, volume = torch.rand(1, 2, 4, 5), torch.rand(1, 2, 3, 4, 5)
+    for given, options in ((x, {"mode": "bilinear"}), (x, {"mode": "nearest"}), (volume, {"mode": "trilinear"})):
+        assert torch.equal(
+            smoothed(given, scale_factor=2.0, **options), F.interpolate(given, scale_factor=2.0, **options)
+        )
+    corners = {"size": (2, 3), "mode": "bilinear", "align_corners": True, "antialias": True}
+    assert torch.equal(smoothed(x, **corners), F.interpolate(x, **corners))
 
 
 @pytest.mark.parametrize("side", (1, 4, 5, (3, None), (7, 20)))

@@ -74,6 +74,26 @@ class Enlarged(nn.Module):
         return F.interpolate(whole, (29, 31)) + F.interpolate(other, (29, 31))
 
 
+class Smoothed(nn.Module):
+    """Antialiasing of a map and of a table that is as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = fill_(nn.Conv2d(3, 3, 1))
+        self.register_buffer("table", torch.linspace(-1, 1, 120).reshape(1, 3, 5, 8).cos())
+
+    def forward(self, image: Tensor) -> Tensor:
+        smaller = F.interpolate(self.stem(image), (5, 7), mode="bilinear", antialias=True)
+        larger = F.interpolate(smaller, scale_factor=(1.5, 2.6), mode="bicubic", antialias=True)
+        return larger + F.interpolate(self.table, (7, 18), mode="bicubic", antialias=True)
+
+
+@every_runtime
+def test_antialiasing_is_that_of_torch(name: str, tmp_path: Path) -> None:
+    (report,) = mixzoo.export(Smoothed().eval(), to=name, out=tmp_path, name="smoothed", sizes="14x18", dynamic=())
+    assert report.error < 2e-6
+
+
 @every_runtime
 def test_nearest_neighbours_are_those_of_torch(name: str, tmp_path: Path) -> None:
     (report,) = mixzoo.export(Enlarged().eval(), to=name, out=tmp_path, name="enlarged", sizes="14x18", dynamic=())

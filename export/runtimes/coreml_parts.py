@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ..constants import fold_constants
-from .nearest import nearest
+from ..resizing import nearest
 from .ranks import Ranks
 
 

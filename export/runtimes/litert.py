@@ -22,9 +22,9 @@ from ..errors import ExportError
 from ..options import check_options
 from ..precision import PRECISIONS
 from ..protocol import FileFacts, Runner, Target, TensorInfo
+from ..resizing import interpolate
 from ..rewriting import CAPTURED, Rewriting
 from .litert_facts import DELEGATE, delegated
-from .nearest import interpolate
 from .ranks import Ranks
 
 

@@ -138,10 +138,28 @@ class NcnnTarget(Target):
 
 def _trace(module: nn.Module, image: Tensor, path: Path) -> None:
     try:
-        with quiet(), torch.no_grad(), _inlined(module, image), Rewriting(PARTS):
-            torch.jit.trace(module, image, check_trace=False, strict=False).save(str(path))
+        with quiet(), torch.no_grad(), _inlined(module, image):
+            whole = _Listed.of(module, image)
+            with Rewriting(PARTS):
+                torch.jit.trace(whole, image, check_trace=False, strict=False).save(str(path))
     except Exception as error:  # whatever tracing raises
         raise ExportError(f"torch.jit.trace cannot capture the model: {first_cause(error)}") from error
+
+
+class _Listed(nn.Module):
+    """A module with a tuple for its list of outputs, of which pnnx makes one expression with what was computed last."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @classmethod
+    def of(cls, module: nn.Module, image: Tensor) -> nn.Module:
+        """``module`` itself where it does not give a list."""
+        return cls(module) if isinstance(module(image), list) else module
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(x))
 
 
 class _Linear(nn.Linear):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ExportError
+from ..resizing import smoothed
 from .ranks import Ranks
 
 RANKS = Ranks(4)
@@ -260,6 +261,7 @@ PARTS: dict[Any, Any] = {
     Tensor.clamp_min: _clamp_min,
     torch.narrow: _narrow,
     Tensor.narrow: _narrow,
+    F.interpolate: smoothed,
     F.normalize: _normalize,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
