@@ -129,12 +129,26 @@ class Uneven(nn.Module):
         return torch.cat((third, first * second), dim=1)
 
 
-@pytest.mark.parametrize("module", [Packed(), Uneven()], ids=lambda module: type(module).__name__)
+class Typed(nn.Module):
+    """A computed number with the type of a map, as timm's attention of two maps has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.linspace(-1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors.exp().mean().type_as(x) - x.flip(1)
+
+
+OF_TWELVE = {Packed(): 12, Uneven(): 7, Typed(): 12}  # channels, and how many become of them
+
+
+@pytest.mark.parametrize("module", OF_TWELVE, ids=lambda module: type(module).__name__)
 def test_tensors_come_apart_in_ncnn_as_in_torch(module: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
     pytest.importorskip("pnnx")
     first, x = fill_(nn.Conv2d(4, 12, 1)), image((1, 4, 6, 7)).float()
-    out = nn.Conv2d(12 if isinstance(module, Packed) else 7, 5, 1)
+    out = nn.Conv2d(OF_TWELVE[module], 5, 1)
     whole, target = nn.Sequential(first, module, fill_(out)).eval().requires_grad_(False), get_target("ncnn")
     target.export(Capture(whole, x, ()), tmp_path / "parts.param", {})
     (got,) = target.load(tmp_path / "parts.param").outputs(x.numpy())

@@ -79,6 +79,11 @@ def _pow(x: Tensor, exponent: Any) -> Tensor:
     return x.clamp(min=_TINY) ** exponent
 
 
+def _type_as(x: Tensor, other: Tensor) -> Tensor:
+    """Without the operator, which pnnx takes for ``other``."""
+    return x.to(other.dtype)
+
+
 def _clamp_min(x: Tensor, min: float) -> Tensor:
     return x.clamp(min=min)
 
@@ -257,6 +262,7 @@ PARTS: dict[Any, Any] = {
     Tensor.__pow__: _pow,
     torch.addcmul: _addcmul,
     Tensor.addcmul: _addcmul,
+    Tensor.type_as: _type_as,
     torch.clamp_min: _clamp_min,
     Tensor.clamp_min: _clamp_min,
     torch.narrow: _narrow,
