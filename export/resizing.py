@@ -61,7 +61,7 @@ def smoothed(
     before = [int(side) for side in x.shape[2:]]  # in a trace they are tensors
     after = [int(side) for side in sides or (a * factor for a, factor in zip(before, factors or (), strict=True))]
     kept = factors if factors and not recompute_scale_factor else (None, None)
-    rows, columns = (_weights(*item, mode) for item in zip(before, after, kept, strict=True))
+    rows, columns = (_weights(*item, mode, x.dtype) for item in zip(before, after, kept, strict=True))
     return rows @ x @ columns.T
 
 
@@ -70,8 +70,8 @@ def _two(given: Any) -> Any:
     return [given] * 2 if isinstance(given, int | float) else given
 
 
-def _weights(length: int, wanted: int, factor: float | None, mode: str) -> Tensor:
-    """Of ``length`` elements in each of ``wanted``, float32 (wanted, length)."""
+def _weights(length: int, wanted: int, factor: float | None, mode: str, dtype: torch.dtype) -> Tensor:
+    """Of ``length`` elements in each of ``wanted``, (wanted, length)."""
     reach, weigh = _FILTERS[mode]
     scale = 1 / factor if factor else length / wanted
     wide = max(scale, 1.0)
@@ -79,7 +79,10 @@ def _weights(length: int, wanted: int, factor: float | None, mode: str) -> Tenso
     first, last = np.floor(centres - reach * wide + 0.5), np.floor(centres + reach * wide + 0.5)
     places = np.arange(length)
     weights = weigh(np.abs(places + 0.5 - centres) / wide) * ((places >= first) & (places < last))
-    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    weights /= weights.sum(1, keepdims=True)
+    if dtype == torch.float32:
+        return torch.from_numpy(weights.astype(np.float32))  # one constant in a graph
+    return torch.from_numpy(weights).to(dtype)
 
 
 def _linear(x: np.ndarray) -> np.ndarray:

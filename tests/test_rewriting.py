@@ -57,6 +57,8 @@ def test_antialiasing_is_a_product_with_matrices(mode: str, options: dict[str, A
     x = torch.rand(2, 3, 12, 20)
     expected = F.interpolate(x, mode=mode, antialias=True, **options)
     assert rel_err(smoothed(x, mode=mode, antialias=True, **options), expected) < 2e-6
+    exact = F.interpolate(x.double(), mode=mode, antialias=True, **options)
+    assert rel_err(smoothed(x.double(), mode=mode, antialias=True, **options), exact) < 1e-12
 
 
 def test_a_column_alone_is_resized_as_two() -> None:
