@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mixzoo.export.runtimes.coreml_arguments import Arguments
 from mixzoo.export.runtimes.coreml_ops import OPERATORS
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Variable:
@@ -225,6 +225,36 @@ def test_an_operator_computes_what_its_definition_says(case: int) -> None:
 def test_a_mode_that_is_not_followed_is_refused(name: str, given: dict[str, Any], reason: str) -> None:
     with pytest.raises(NotImplementedError, match=reason):
         evaluate(name, **given)
+
+
+def recurrent(layer: nn.LSTM, end: str = "") -> dict[str, Tensor]:
+    """The weights of one direction, by MIL's names and with its order of gates."""
+
+    def ordered(weight: Tensor) -> Tensor:
+        i, f, z, o = weight.detach().chunk(4)
+        return torch.cat((i, f, o, z))
+
+    of = "_l0_reverse" if end else "_l0"
+    ih, hh, first, second = (getattr(layer, f"{kind}{of}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    return {f"weight_ih{end}": ordered(ih), f"weight_hh{end}": ordered(hh), f"bias{end}": ordered(first + second)}
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_states_go_along_a_sequence(direction: str) -> None:
+    both = direction == "bidirectional"
+    layer = nn.LSTM(3, 4, bidirectional=both)
+    sequence, h, c = x(6, 2, 3), x(1 + both, 2, 4), x(1 + both, 2, 4) / 2
+    given = {**recurrent(layer), **(recurrent(layer, "_back") if both else {}), "direction": direction}
+    given |= {"initial_h": h.transpose(0, 1).flatten(1), "initial_c": c.transpose(0, 1).flatten(1), "x": sequence}
+    with torch.no_grad():
+        states, (h, c) = layer(sequence.flip(0) if direction == "reverse" else sequence, (h, c))
+    wanted = [states.flip(0) if direction == "reverse" else states, *(s.transpose(0, 1).flatten(1) for s in (h, c))]
+    for got, of_torch in zip(evaluate("lstm", output_sequence=True, **given), wanted, strict=True):
+        assert torch.allclose(got, of_torch, atol=1e-6)
+    assert torch.equal(evaluate("lstm", **given)[0], evaluate("lstm", **given)[1][None])
+    for other in ({"cell_activation": "relu"}, {"clip": 1.0}):
+        with pytest.raises(NotImplementedError, match=next(iter(other))):
+            evaluate("lstm", **given, **other)
 
 
 def test_a_cast_that_does_not_hold_its_values_is_refused() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .coreml_arguments import Arguments, Operator, axes_of, last_first
 from .coreml_moves import MOVES
+from .coreml_recurrent import RECURRENT
 
 # elementwise
 
@@ -293,4 +294,5 @@ OPERATORS: dict[str, Operator] = {
     "layer_norm": _layer_norm,
     "l2_norm": _l2_norm,
     **MOVES,
+    **RECURRENT,
 }
