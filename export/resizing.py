@@ -30,13 +30,13 @@ def interpolate(
     size: int | Sequence[int] | None = None,
     scale_factor: float | Sequence[float] | None = None,
     mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
+    *others: Any,
+    **options: Any,
 ) -> Tensor:
     """`torch.nn.functional.interpolate`, with maps resized by `nearest` where that is the mode, and as `smoothed`."""
-    if mode != "nearest" or x.ndim != 4 or recompute_scale_factor:
-        return smoothed(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    recomputed = any(others[1:2]) or options.get("recompute_scale_factor")  # behind align_corners
+    if mode != "nearest" or x.ndim != 4 or recomputed:
+        return smoothed(x, size, scale_factor, mode, *others, **options)
     return nearest(x, _two(size), _two(scale_factor))
 
 
